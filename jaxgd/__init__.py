@@ -1,0 +1,27 @@
+"""Gradient descent in JAX: one compiled, honest, resumable run.
+
+``minimize`` is the one call; ``make_step`` and ``init_state`` are the manual loop.
+"""
+
+from jaxgd import problems as problems
+from jaxgd._loop import Check as Check
+from jaxgd._history import History as History
+from jaxgd._minimize import minimize as minimize
+from jaxgd._result import Criterion as Criterion
+from jaxgd._result import Result as Result
+from jaxgd._result import Status as Status
+from jaxgd._rows import batch_rows as batch_rows
+from jaxgd._rows import shuffled_rows as shuffled_rows
+from jaxgd._step import Info as Info
+from jaxgd._step import State as State
+from jaxgd._step import init_state as init_state
+from jaxgd._step import make_step as make_step
+from jaxgd._stop import StopRule as StopRule
+from jaxgd._stop import all_of as all_of
+from jaxgd._stop import any_of as any_of
+from jaxgd._stop import gradient_norm as gradient_norm
+from jaxgd._stop import params_change as params_change
+from jaxgd._stop import target_value as target_value
+from jaxgd._stop import value_change as value_change
+
+__version__ = "0.1.0"

@@ -1,0 +1,130 @@
+"""From a user's function to the value and gradient of a batch.
+
+This room owns how the objective is called: data or none, auxiliary output, keys of
+random objectives, complex leaves, blocks of rows. It plugs into the step as an
+``Objective``: two functions of ``(params, batch, key)``.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+class Objective(NamedTuple):
+    """The objective on a batch; ``batch`` and ``key`` are None where there is none."""
+
+    value: Callable[[Any, Any, Any], jax.Array]
+    value_and_grad: Callable[[Any, Any, Any], tuple[tuple[jax.Array, Any], Any]]
+
+
+def make_objective(fun, args=(), *, has_aux=False, block=None) -> Objective:
+    """The objective ``fun`` with its gradient in descent direction.
+
+    ``block``: rows to evaluate at once; None for the whole batch. The blocks' means
+    are weighted by their rows, so the sum is the mean over the batch.
+    """
+
+    def call(params, batch, key):
+        positional = (params, *args) if batch is None else (params, batch, *args)
+        out = fun(*positional) if key is None else fun(*positional, key=key)
+        return out if has_aux else (out, None)
+
+    # Traced once, however many loops it stands in.
+    whole = jax.jit(jax.value_and_grad(call, has_aux=True), inline=True)
+
+    def value_and_grad(params, batch, key):
+        def of_rows(rows):
+            (value, aux), grad = whole(params, rows, key)
+            # jax.grad of a real function of z is conjugate to the steepest ascent.
+            return (value, grad), aux
+
+        means, aux = _over_blocks(of_rows, batch, block)
+        value, grad = means
+        grad = jax.tree.map(lambda g: g.conj() if jnp.iscomplexobj(g) else g, grad)
+        return (value, aux), grad
+
+    def value(params, batch, key):
+        means, _ = _over_blocks(lambda rows: (call(params, rows, key)[0], None), batch, block)
+        return means
+
+    return Objective(value, value_and_grad)
+
+
+def count_rows(batch) -> int:
+    return jax.tree.leaves(batch)[0].shape[0]
+
+
+def even_block(n: int, at_most: int) -> int:
+    """A block of at most ``at_most`` rows, one that divides ``n`` if one is near."""
+    at_most = min(n, at_most)
+    near = range(at_most, max(at_most // 2, 1) - 1, -1)
+    return next((size for size in near if n % size == 0), at_most)
+
+
+def _over_blocks(of_rows, batch, block):
+    """Row-weighted means of ``of_rows(rows) -> (means, aux)`` over blocks of rows."""
+    if batch is None or block is None or count_rows(batch) <= block:
+        return of_rows(batch)
+    n = count_rows(batch)
+    whole, rest = divmod(n, block)
+
+    def rows_from(start, size):
+        return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, size), batch)
+
+    def weighted(means, size):
+        return jax.tree.map(lambda x: x.astype(_sum_dtype(x.dtype)) * (size / n), means)
+
+    def body(total, i):
+        means, aux = of_rows(rows_from(i * block, block))
+        return jax.tree.map(jnp.add, total, weighted(means, block)), aux
+
+    shapes, aux_shapes = jax.eval_shape(lambda: of_rows(rows_from(0, block)))
+    other = 1 if block > 1 else 2
+    _, other_shapes = jax.eval_shape(lambda: of_rows(rows_from(0, other)))
+    by_row = jax.tree.map(
+        lambda a, b: (a.shape[:1], b.shape[:1]) == ((block,), (other,)), aux_shapes, other_shapes
+    )
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, _sum_dtype(s.dtype)), shapes)
+    total, aux = lax.scan(body, zeros, jnp.arange(whole))
+    last = None
+    if rest:
+        means, last = of_rows(rows_from(whole * block, rest))
+        total = jax.tree.map(jnp.add, total, weighted(means, rest))
+    total = jax.tree.map(lambda x, s: x.astype(s.dtype), total, shapes)
+    return total, _join_aux(aux, last, aux_shapes, by_row, rest / n)
+
+
+def _sum_dtype(dtype):
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _join_aux(aux, last, shapes, by_row, weight):
+    """Auxiliary output of all blocks as one call over all rows would give it.
+
+    A leaf with a row axis is joined along it; else a floating leaf is the row-weighted
+    mean, an integer leaf the sum (a count), a boolean leaf whether all hold.
+    """
+    if last is None:
+        last = jax.tree.map(lambda _: None, shapes)
+
+    def join(x, end, shape, rows):
+        if rows:
+            x = x.reshape((-1, *shape.shape[1:]))
+            return x if end is None else jnp.concatenate([x, end])
+        if jnp.issubdtype(shape.dtype, jnp.inexact):
+            mean = jnp.mean(x.astype(_sum_dtype(shape.dtype)), axis=0)
+            mean = mean if end is None else mean * (1 - weight) + end * weight
+            return mean.astype(shape.dtype)
+        if shape.dtype == bool:
+            x = jnp.all(x, axis=0)
+            return x if end is None else x & end
+        x = jnp.sum(x, axis=0, dtype=shape.dtype)
+        return x if end is None else x + end
+
+    leaves, treedef = jax.tree.flatten(shapes)
+    ends = treedef.flatten_up_to(last)
+    columns = (jax.tree.leaves(aux), ends, leaves, jax.tree.leaves(by_row))
+    return jax.tree.unflatten(treedef, list(map(join, *columns)))

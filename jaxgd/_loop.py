@@ -1,0 +1,454 @@
+"""The loop: chunks of steps, what happened in each, and where the run ends.
+
+This room owns the order of events of a run: it scans the step over chunks, looks for
+the first iterate at which something happened (a stop rule held, a number was not
+finite), returns to exactly that iterate, and keeps history and counters. It knows no
+gradients, no data layout and no criterion: those come in ``Parts``.
+
+A chunk runs unguarded and is judged afterwards by what its steps saw. If something
+happened in it, the chunk is dropped and run again up to the iterate in question: that
+costs at most one chunk a run, while freezing finished steps would cost a selection over
+all parameters in every step. The same compiled body with a traced trip count serves
+every chunk, so a run may be cut anywhere without changing a bit. On a GPU a traced trip
+count would ask the host at every step, so there full chunks run first in a scan of
+static length, and the traced loop takes the rest.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxgd import _tree
+from jaxgd._history import Record, extend
+from jaxgd._result import Status
+
+
+class Check(NamedTuple):
+    """What a stop rule sees of an iterate: scalars.
+
+    Attributes:
+      step: int32, updates applied so far.
+      value: the objective, of all rows.
+      grad_norm: the 2-norm of its gradient.
+      grad_max: the largest absolute entry of its gradient.
+      update_norm: the 2-norm of the change of the parameters since the check before
+        (NaN at the first).
+      params_norm: the 2-norm of the parameters.
+    """
+
+    step: Any
+    value: Any
+    grad_norm: Any
+    grad_max: Any
+    update_norm: Any
+    params_norm: Any
+
+    @staticmethod
+    def like(dtype) -> "Check":
+        number = jax.ShapeDtypeStruct((), dtype)
+        return Check(jax.ShapeDtypeStruct((), jnp.int32), *[number] * 5)
+
+
+class Full(NamedTuple):
+    """A pass over all rows at one iterate."""
+
+    value: Any
+    grad_norm: Any
+    grad_max: Any = None
+    params_norm: Any = None
+    aux: Any = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Run:
+    """What a run remembers beside parameters and optimizer state.
+
+    It is the memory with which the iterate is reached: in batch descent the check at
+    the iterate itself is not part of it (going on repeats that check); with full passes
+    it is, where ``checked`` is the iterate's step.
+    """
+
+    key: Any
+    evaluations: Any  # int32
+    watch: Any  # memory of the stop rule, () without one
+    rule: Any  # identity of that rule: (fingerprint, its numbers)
+    arrived: Any  # of the step that led here: norm of its update, whether it moved
+    status: Any  # int32: what the rule said at step `checked`
+    checked: Any  # int32: step of the last full check, -1 before the first
+    anchor: Any  # parameters at that check, where the rule looks at their change
+    history: Record
+    checks: Record
+
+
+class Parts(NamedTuple):
+    """What the loop is made of: functions of traced values, and static facts."""
+
+    step: Callable  # (State, input) -> (State, Info)
+    inputs: Callable  # (step, closing) -> inputs of the next `size` steps
+    size: int  # steps in a chunk
+    rate: Callable | None  # steps -> learning rates; None: Info tells
+    judge: Callable | None  # (watch, check, moved) -> (watch, code)
+    judge_at_limit: bool  # whether the look at the last iterate is a check
+    full: Callable | None  # State -> Full; None: every step is a full pass
+    next_check: Callable | None  # (step, checked) -> step of the next full check
+    final_evaluation: bool
+    static_chunks: bool | None  # None: where the platform wants them
+
+
+class Look(NamedTuple):
+    """A run on its way."""
+
+    state: Any
+    goal: Any  # int32: the step to reach
+    last: Any  # bool: the run ends there
+    verdict: Any  # int32: why, as far as it is known
+    most: Any  # int32: steps that a chunk may take
+    done: Any  # bool: at the goal, and it has been looked at
+    clean: Any  # bool: nothing has happened in a static chunk yet
+    watch: Any  # memory of the stop rule after `seen`
+    seen: Check
+    aux: Any
+
+
+class End(NamedTuple):
+    """Where a run ended and what was seen there."""
+
+    state: Any
+    status: Any  # int32
+    full: Full
+    watch: Any
+    seen: Check  # the last check
+    extra: Any  # int32: evaluations not counted in the state
+
+
+def run_to(parts: Parts, state, limit) -> End:
+    """Drives ``state`` to step ``limit``, or to the iterate at which the run ends."""
+    look = Look(
+        state=state,
+        goal=limit,
+        last=jnp.bool_(True),
+        verdict=state.run.status,
+        most=jnp.int32(parts.size),
+        done=jnp.bool_(False),
+        clean=jnp.bool_(True),
+        watch=state.run.watch,
+        seen=_unseen(state),
+        aux=_blank_aux(parts, state),
+    )
+    if parts.full is not None:
+        return _run_with_passes(parts, look, limit)
+    look = _advance(parts, look)
+    seen = look.seen
+    full = Full(seen.value, seen.grad_norm, seen.grad_max, seen.params_norm, look.aux)
+    status = jnp.where(look.verdict == Status.RUNNING, Status.MAX_STEPS, look.verdict)
+    return End(look.state, status, full, look.watch, seen, jnp.int32(1))
+
+
+def run_exactly(parts: Parts, state, steps: int) -> tuple[Any, Any]:
+    """``steps`` steps as a static scan, for reverse mode: (state, all were finite)."""
+
+    def chunk(carry, _, size=parts.size):
+        state, finite = carry
+        inputs = parts.inputs(state.step, jnp.bool_(False))
+        inputs = jax.tree.map(lambda x: x[:size], inputs)
+        core, (infos, _) = _scan(parts, state, inputs, size)
+        finite = finite & jnp.all(_is_finite(infos))
+        run = _remember(parts, state, infos, jnp.int32(size))
+        return (replace(core, run=run), finite), None
+
+    carry = (state, jnp.bool_(True))
+    whole, rest = divmod(steps, parts.size)
+    if whole:
+        carry, _ = lax.scan(chunk, carry, length=whole)
+    if rest:
+        carry, _ = chunk(carry, None, size=rest)
+    state, finite = carry
+    return state, finite & _tree.all_finite(lax.stop_gradient(state.params))
+
+
+def _run_with_passes(parts: Parts, look: Look, limit) -> End:
+    """``run_to`` where checks and the final numbers take a pass over all rows."""
+    watched = parts.judge is not None
+    nan = jnp.full_like(look.seen.value, jnp.nan)
+
+    def segment(end_and_look):
+        end, look = end_and_look
+        running = look.verdict == Status.RUNNING
+        due = parts.next_check(look.state.step, look.state.run.checked) if watched else limit
+        goal = jnp.where(running, jnp.minimum(due, limit), look.state.step)
+        look = look._replace(goal=goal, last=~running | (goal == limit))
+        look = _advance(parts, look)
+        running = look.verdict == Status.RUNNING
+        state, run = look.state, look.state.run
+        due = (state.step == due) & running & watched
+        wanted = due | parts.final_evaluation
+        full = _pass(parts, state, wanted if watched else parts.final_evaluation)
+        bad = ~(jnp.isfinite(full.value) & jnp.isfinite(full.grad_norm)) & wanted
+        verdict, seen, watch = look.verdict, end.seen, run.watch
+        if watched:
+            change = nan if run.anchor is None else _change(state.params, run)
+            seen_now = Check(state.step, *full[:3], change, full.params_norm)
+            judged, code = parts.judge(run.watch, seen_now, None)
+            row = jnp.stack([*full[:2], _rates(parts, state.step - 1, end), change])
+            absorbed = replace(
+                run,
+                evaluations=run.evaluations + 1,
+                watch=judged,
+                status=jnp.where(bad, Status.RUNNING, code),
+                checked=state.step,
+                anchor=None if run.anchor is None else state.params,
+                checks=extend(run.checks, state.step[None], row[None], jnp.int32(1)),
+            )
+            run = _tree.select(due, absorbed, run)
+            seen = _tree.select(due, seen_now, seen)
+            verdict = jnp.where(due, code, verdict)
+            watch = run.watch
+        blown = jnp.where(state.step == 0, Status.NON_FINITE, Status.DIVERGED)
+        verdict = jnp.where(bad, blown, verdict)
+        finished = look.done | (verdict != Status.RUNNING)
+        status = jnp.where(finished & (verdict == Status.RUNNING), Status.MAX_STEPS, verdict)
+        state = replace(state, run=run)
+        extra = jnp.where(due, 0, jnp.int32(parts.final_evaluation))
+        end = End(state, status, full, watch, seen, extra)
+        return end, look._replace(state=state, verdict=verdict, watch=watch)
+
+    blank = jax.tree.map(
+        lambda s: jnp.zeros(s.shape, s.dtype),
+        jax.eval_shape(lambda: _pass(parts, look.state, jnp.bool_(True))),
+    )
+    end = End(
+        look.state, jnp.int32(Status.RUNNING), blank, look.watch, look.seen, jnp.int32(0)
+    )
+    if not watched:
+        return segment((end, look))[0]
+    running = lambda c: c[0].status == Status.RUNNING  # noqa: E731
+    return lax.while_loop(running, segment, (end, look))[0]
+
+
+def _pass(parts: Parts, state, wanted) -> Full:
+    """The full pass if ``wanted``, else NaN in its place."""
+    shapes = jax.eval_shape(parts.full, state)
+    if wanted is True or parts.final_evaluation:
+        return parts.full(state)
+    blank = jax.tree.map(lambda s: _blank(s.shape, s.dtype), shapes)
+    if wanted is False:
+        return blank._replace(aux=None)
+    return lax.cond(wanted, parts.full, lambda _: blank, state)
+
+
+def _advance(parts: Parts, entry: Look) -> Look:
+    """Chunks of steps from ``entry`` to its goal, or to where the run ends."""
+
+    def static_chunk(look: Look) -> Look:
+        state = look.state
+        inputs = parts.inputs(state.step, jnp.bool_(False))
+        core, (infos, _) = _scan(parts, state, inputs, parts.size)
+        count = jnp.int32(parts.size)
+        watch, codes, _ = _judge(parts, state, infos, count)
+        clean = jnp.all(_is_finite(infos) & (codes == Status.RUNNING))
+        clean = clean & _tree.all_finite(core.params)
+        new = replace(core, run=_remember(parts, state, infos, count, watch))
+        return look._replace(state=_tree.select(clean, new, state), clean=clean)
+
+    def static_chunks(look: Look) -> Look:
+        def more(look: Look):
+            room = look.goal - look.state.step >= parts.size
+            return look.clean & room & (look.verdict == Status.RUNNING)
+
+        return lax.while_loop(more, static_chunk, look)._replace(clean=jnp.bool_(True))
+
+    def chunk(look: Look) -> Look:
+        state, run = look.state, look.state.run
+        undecided = look.verdict == Status.RUNNING
+        at_goal = state.step == look.goal
+        count = jnp.where(at_goal, 1, jnp.minimum(look.most, look.goal - state.step))
+        inputs = parts.inputs(state.step, at_goal & undecided)
+        core, infos, aux = _loop(parts, state, inputs, count, look.aux)
+        watch, codes, checks = _judge(parts, state, infos, count)
+
+        live = jnp.arange(parts.size) < count
+        held_at = _first(live & (codes != Status.RUNNING))
+        bad_at = _first(live & ~_is_finite(infos))
+        judged = undecided & (~at_goal | parts.judge_at_limit)
+        held = judged & (held_at < jnp.minimum(bad_at, count))
+        bad = undecided & ~held & (bad_at < count)
+        finite = _tree.all_finite(core.params)
+        ahead = ~at_goal & ~held & ~bad  # nothing has happened on the way
+        # No step saw the iterate that is not finite: look for it in shorter chunks.
+        blown = ahead & ~finite & (count == 1)
+        most = jnp.where(ahead & ~finite, jnp.maximum(count // 2, 1), look.most)
+
+        at_start = state.step + bad_at == 0
+        ended = jnp.where(at_start, Status.NON_FINITE, Status.DIVERGED)
+        verdict = jnp.where(held, codes[held_at % parts.size], look.verdict)
+        verdict = jnp.where(bad, ended, verdict)
+        verdict = jnp.where(blown, Status.DIVERGED, verdict)
+        goal = jnp.where(held, state.step + held_at, look.goal)
+        goal = jnp.where(bad, state.step + bad_at - 1, goal)
+        goal = jnp.where(blown, state.step, goal)
+        goal = jnp.maximum(goal, entry.state.step)
+
+        # The last good iterate may lie before this chunk: then the way there is run
+        # again from the entry, which costs time once in a diverged run and no memory.
+        new = replace(core, run=_remember(parts, state, infos, count, watch))
+        old = _tree.select(goal < state.step, entry.state, state)
+        state = _tree.select(ahead & finite, new, old)
+        seen = jax.tree.map(lambda x: x[0], checks)
+        return Look(
+            state=state,
+            goal=goal,
+            last=look.last | held | bad | blown,
+            verdict=verdict,
+            most=most,
+            done=at_goal & ~bad,
+            clean=look.clean,
+            watch=_tree.select(at_goal, watch, run.watch),
+            seen=_tree.select(at_goal, seen, look.seen),
+            aux=aux,
+        )
+
+    def on_the_way(look: Look):
+        return ~look.done & (look.last | (look.state.step < look.goal))
+
+    look = entry
+    if parts.static_chunks is None:
+        look = lax.platform_dependent(look, cpu=lambda x: x, default=static_chunks)
+    elif parts.static_chunks:
+        look = static_chunks(look)
+    return lax.while_loop(on_the_way, chunk, look)
+
+
+def _scan(parts: Parts, state, inputs, size):
+    """A static scan of ``size`` steps: (core, (infos, None))."""
+
+    def body(core, x):
+        core, info = parts.step(core, x)
+        return core, (info._replace(aux=None), None)
+
+    return lax.scan(body, replace(state, run=None), inputs, length=size)
+
+
+def _loop(parts: Parts, state, inputs, count, aux):
+    """``count`` steps, a traced number: (core, infos, aux of the last step)."""
+    core = replace(state, run=None)
+    first = jax.tree.map(lambda x: x[0], inputs)
+    _, shape = jax.eval_shape(parts.step, core, first)
+    infos = jax.tree.map(
+        lambda s: jnp.zeros((parts.size, *s.shape), s.dtype), shape._replace(aux=None)
+    )
+
+    def body(i, carry):
+        core, infos, _ = carry
+        x = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), inputs)
+        core, info = parts.step(core, x)
+        infos = jax.tree.map(
+            lambda all, one: lax.dynamic_update_index_in_dim(all, one, i, 0),
+            infos,
+            info._replace(aux=None),
+        )
+        return core, infos, info.aux
+
+    return lax.fori_loop(0, count, body, (core, infos, aux))
+
+
+def _judge(parts: Parts, state, infos, count):
+    """The stop rule at each iterate of a chunk: (watch, codes, checks)."""
+    steps = state.step + jnp.arange(parts.size)
+    nan = jnp.full_like(infos.value, jnp.nan)
+    run = state.run
+    arrived = nan if not run.arrived else _shifted(run.arrived[0], infos.update_norm)
+    checks = Check(
+        steps,
+        infos.value,
+        infos.grad_norm,
+        nan if infos.grad_max is None else infos.grad_max,
+        arrived,
+        nan if infos.params_norm is None else infos.params_norm,
+    )
+    if parts.judge is None or parts.full is not None:
+        return run.watch, jnp.full_like(steps, Status.RUNNING), checks
+    judge = parts.judge
+
+    def one(watch, x):
+        i, check, moved = x
+        new, code = judge(watch, check, moved)
+        return _tree.select(i < count, new, watch), code
+
+    moved = _shifted(run.arrived[1], infos.moved)
+    watch, codes = lax.scan(one, run.watch, (jnp.arange(parts.size), checks, moved))
+    return watch, codes, checks
+
+
+def _remember(parts: Parts, state, infos, count, watch=()) -> Run:
+    """The memory of the run after ``count`` steps of a chunk."""
+    run = state.run
+    taken = count
+    if infos.evaluations is not None:
+        live = jnp.arange(infos.evaluations.shape[0]) < count
+        taken = jnp.sum(jnp.where(live, infos.evaluations, 0), dtype=jnp.int32)
+    history = run.history
+    if history.step.shape[0]:
+        steps = state.step + jnp.arange(infos.value.shape[0])
+        rates = _rates(parts, steps, infos)
+        columns = [infos.value, infos.grad_norm, rates, infos.update_norm]
+        numbers = jnp.stack(jnp.broadcast_arrays(*columns), axis=-1)
+        numbers = lax.stop_gradient(numbers).astype(history.numbers.dtype)
+        history = extend(history, steps, numbers, count)
+    arrived = run.arrived
+    if arrived:
+        arrived = (infos.update_norm[count - 1], infos.moved[count - 1])
+    return replace(
+        run,
+        evaluations=run.evaluations + taken,
+        watch=watch if parts.judge is not None else run.watch,
+        arrived=arrived,
+        history=history,
+    )
+
+
+def _rates(parts: Parts, steps, told):
+    if parts.rate is not None:
+        return lax.stop_gradient(parts.rate(steps))
+    return getattr(told, "learning_rate", jnp.nan)
+
+
+def _change(params, run: Run):
+    dtype = _tree.real_dtype(params)
+    change = _tree.norm(_tree.subtract(params, run.anchor), dtype)
+    return jnp.where(run.checked >= 0, change, jnp.nan)
+
+
+def _is_finite(infos):
+    return jnp.isfinite(infos.value) & jnp.isfinite(infos.grad_norm)
+
+
+def _first(happened):
+    """The first place where it happened, or the length where nowhere."""
+    return jnp.where(jnp.any(happened), jnp.argmax(happened), happened.shape[0])
+
+
+def _shifted(before, values):
+    return jnp.concatenate([jnp.reshape(before, (1,)), values[:-1]])
+
+
+def _unseen(state) -> Check:
+    nan = jnp.full((), jnp.nan, _tree.real_dtype(state.params))
+    return Check(state.step, nan, nan, nan, nan, nan)
+
+
+def _blank_aux(parts: Parts, state):
+    first = jax.eval_shape(
+        lambda: jax.tree.map(lambda x: x[0], parts.inputs(state.step, jnp.bool_(False)))
+    )
+    _, info = jax.eval_shape(parts.step, replace(state, run=None), first)
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), info.aux)
+
+
+def _blank(shape, dtype):
+    filler = jnp.nan if jnp.issubdtype(dtype, jnp.inexact) else 0
+    return jnp.full(shape, filler, dtype)

@@ -1,0 +1,481 @@
+"""The front door: validate, wire, run.
+
+This room owns the life of a call. It makes the step, the source of rows, the loop and
+the result out of the other rooms, in two compiled programs: one makes the state before
+step 0, the other goes on from any state.
+"""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxgd import _tree
+from jaxgd._check import Numbers, Spec, check_all, objective_of, work_per_step
+from jaxgd._gradient import even_block
+from jaxgd._history import History, empty_record, history_of, trimmed
+from jaxgd._loop import Check, End, Full, Parts, Run, run_exactly, run_to
+from jaxgd._result import Result, Setting, Status, on_host
+from jaxgd._rows import divide_product
+from jaxgd._rules import (
+    call_factory,
+    default_rate,
+    evaluation_params,
+    has_evaluation_params,
+    is_rule,
+    reports_rate,
+    require_rule,
+)
+from jaxgd._source import chunk_size, pass_block, pass_key, resident
+from jaxgd._step import State, descent_step
+from jaxgd._stop import describe, fields_used, fingerprint, fresh_watch, make_judge
+
+
+def minimize(
+    fun,
+    params,
+    data=None,
+    *,
+    args=(),
+    batch_size=None,
+    learning_rate=None,
+    optimizer=None,
+    hyperparams=None,
+    max_steps=None,
+    epochs=None,
+    stop="auto",
+    key=None,
+    state=None,
+    has_aux=False,
+    with_key=False,
+    microbatch_size=None,
+    strata=None,
+    final_evaluation=True,
+    history_rows=1000,
+) -> Result:
+    r"""Minimizes an objective by gradient descent, as one compiled program.
+
+    .. math:: \theta_{t+1} = \theta_t - \alpha\, \nabla J(\theta_t; \text{batch}_t)
+
+    or any optax rule in place of :math:`-\alpha \nabla J`. The gradient comes from
+    ``jax.value_and_grad``. The batch is all rows (batch gradient descent), one row
+    (stochastic gradient descent) or ``batch_size`` rows (mini-batch), taken from an
+    endless stream of shuffled epochs.
+
+    Args:
+      fun: the objective, a JAX function returning a real floating scalar:
+        ``fun(params, *args)`` without data, ``fun(params, batch, *args)`` with data,
+        where ``batch`` has the structure of ``data`` with a leading axis of rows and
+        the value is a mean over those rows. It may be a callable pytree; its arrays
+        are data then. A new closure is a new program.
+      params: the start, a pytree of floating or complex arrays; never modified.
+      data: a pytree of arrays that share a leading axis of ``n`` rows.
+      args: a tuple of extra traced arguments of ``fun``.
+      batch_size: rows per step, ``1 <= batch_size <= n``; None for all.
+      learning_rate: a number or an optax schedule (``step -> rate``). Alone, it means
+        plain descent.
+      optimizer: an optax rule (``optax.adam(1e-3)``), or a factory (``optax.adam``)
+        that is called as ``optimizer(learning_rate, **hyperparams)`` inside the
+        compiled program, so that new numbers cost no compilation.
+      hyperparams: further arguments of a factory. Floats and floating arrays are data;
+        bool, int, str, None and functions are structure.
+      max_steps: the limit in steps; default 1000 without ``batch_size``. 0 evaluates
+        the start.
+      epochs: the limit in passes over the data, may be fractional; default 10 with
+        ``batch_size``.
+      stop: ``"auto"`` (a small gradient for batch descent, no early stop otherwise), a
+        stop rule, or None: exactly ``max_steps`` steps in a static scan, which reverse
+        mode can differentiate.
+      key: a JAX PRNG key or an int seed, default 0; it alone decides the row order.
+      state: a ``Result.state`` to go on from; ``params`` then gives only structure.
+      has_aux: ``fun`` returns ``(value, aux)``.
+      with_key: ``fun`` takes ``key=``, a function of ``(key, step)``; full passes use
+        one fixed key.
+      microbatch_size: compute each gradient over blocks of this many rows.
+      strata: take ``batch_size / strata`` rows of each of this many equal blocks of
+        rows per step; default: the number of shards of ``data``.
+      final_evaluation: False skips the full pass at the end of a mini-batch run.
+      history_rows: upper bound on the rows of history.
+
+    Returns:
+      A ``Result``. Reaching the limit, diverging or stalling are outcomes
+      (``result.status``), not exceptions.
+
+    Raises:
+      TypeError: an argument is of the wrong kind. ValueError: of a wrong value or shape.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxgd
+      >>> x = jnp.array([[1.0, 2.0], [1.0, 3.0], [1.0, 4.0]])
+      >>> y = jnp.array([2.0, 5.0, 9.0])
+      >>> def loss(theta, batch):
+      ...     x, y = batch
+      ...     return jnp.mean((x @ theta - y) ** 2) / 2
+      >>> result = jaxgd.minimize(
+      ...     loss, jnp.zeros(2), (x, y), learning_rate=0.1, max_steps=5000
+      ... )
+      >>> bool(result.converged)
+      True
+
+    References:
+      Cauchy, Methode generale pour la resolution des systemes d'equations simultanees
+      (1847). Robbins and Monro, A stochastic approximation method (1951). Bottou,
+      Curtis and Nocedal, Optimization methods for large-scale machine learning, SIAM
+      Review 60 (2018).
+    """
+    spec, numbers, limit = check_all(
+        fun,
+        params,
+        data,
+        args=args,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        optimizer=optimizer,
+        hyperparams=hyperparams,
+        max_steps=max_steps,
+        epochs=epochs,
+        stop=stop,
+        key=key,
+        state=state,
+        has_aux=has_aux,
+        with_key=with_key,
+        microbatch_size=microbatch_size,
+        strata=strata,
+        final_evaluation=final_evaluation,
+        history_rows=history_rows,
+    )
+    work = work_per_step(spec, numbers)
+    fresh = _start(spec, numbers)
+    if state is not None:
+        fresh = _resumed(fresh, state)
+    outcome = _go(spec, work, numbers, fresh, limit)
+    return _finished(spec, outcome)
+
+
+class Outcome(NamedTuple):
+    """What the compiled program returns; parameters are in the state."""
+
+    state: Any
+    judged: Any  # evaluation parameters where they are not the state's, else None
+    value: Any
+    grad_norm: Any
+    aux: Any
+    status: Any
+    evaluations: Any
+    limit: Any
+    criteria: Any
+
+
+@partial(jax.jit, static_argnums=0)
+def _start(spec: Spec, numbers: Numbers) -> State:
+    """The state before step 0."""
+    params = numbers.params
+    dtype = _tree.real_dtype(params)
+    rule = _stop_rule(spec, numbers)
+    needs = _needs(spec, rule, params)
+    opt_state = _optimizer(spec, numbers).init(params)
+    full_checks = spec.batch_size is not None
+    run = Run(
+        key=numbers.key,
+        evaluations=jnp.int32(0),
+        watch=() if rule is None else fresh_watch(rule, params),
+        rule=() if rule is None else (jnp.uint32(fingerprint(rule)), tuple(numbers.stop)),
+        arrived=(jnp.asarray(jnp.nan, dtype), jnp.bool_(True)) if "moved" in needs else (),
+        status=jnp.int32(Status.RUNNING),
+        checked=jnp.int32(-1),
+        anchor=params if "anchor" in needs else None,
+        history=empty_record(spec.history_rows, dtype),
+        checks=empty_record(spec.history_rows if full_checks else 0, dtype),
+    )
+    opt_state = jax.tree.map(jnp.asarray, opt_state)
+    return State(params, opt_state, jnp.int32(0), run)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _go(spec: Spec, work: int, numbers: Numbers, state: State, limit) -> Outcome:
+    """Goes on from ``state`` for at most ``limit`` steps."""
+    rule = _stop_rule(spec, numbers)
+    state = replace(state, run=_same_rule_or_fresh(state, rule, numbers))
+    parts, full = _parts(spec, work, numbers, state, rule)
+    # Saturating, so that "as many as an int holds" means just that.
+    limit = state.step + jnp.minimum(limit, 2**31 - 1 - state.step)
+    if spec.exactly is not None:
+        end = _end_of_scan(spec, parts, full, state, spec.exactly)
+    else:
+        end = run_to(parts, state, limit)
+        if spec.batch_size is None and has_evaluation_params(end.state.opt_state):
+            end = end._replace(full=full(end.state), extra=end.extra + 1)
+    run = end.state.run
+    found = () if rule is None else describe(
+        rule, end.watch.memory, end.seen, _succeeded(end.status)
+    )
+    judged = None
+    if has_evaluation_params(end.state.opt_state):
+        judged = evaluation_params(end.state.opt_state, end.state.params)
+    return Outcome(
+        state=end.state,
+        judged=judged,
+        value=end.full.value,
+        grad_norm=end.full.grad_norm,
+        aux=end.full.aux,
+        status=end.status,
+        evaluations=run.evaluations + end.extra,
+        limit=limit,
+        criteria=found,
+    )
+
+
+def _parts(spec: Spec, work, numbers: Numbers, state: State, rule):
+    """The loop's parts, and the full pass at a state."""
+    params, run = numbers.params, state.run
+    objective = objective_of(spec, numbers, spec.microbatch_size)
+    optimizer = _optimizer(spec, numbers)
+    needs = _needs(spec, rule, params)
+    rate = _rate_of_step(spec, numbers)
+    plain = spec.optimizer is None
+    wanted = set(needs)
+    if spec.history_rows:
+        wanted.add("update_norm")
+        if rate is None and reports_rate(state.opt_state):
+            wanted.add("learning_rate")
+    if spec.has_aux and spec.batch_size is None:
+        wanted.add("aux")
+    if _searches(state.opt_state):
+        wanted.add("evaluations")
+    size_of_update = (lambda t, grad_norm: rate(t) * grad_norm) if plain else None
+    step = descent_step(objective, optimizer, frozenset(wanted), size_of_update)
+    size = chunk_size(numbers.data, spec.batch_size, work)
+    source = resident(
+        numbers.data,
+        run.key,
+        batch_size=spec.batch_size,
+        strata=spec.strata,
+        size=size,
+        with_key=spec.with_key,
+    )
+    full = _full_pass(spec, work, numbers, run.key, needs)
+    parts = Parts(
+        step=lambda state, x: step(state, source.batch(x)),
+        inputs=source.inputs,
+        size=size,
+        rate=rate,
+        judge=None if rule is None else make_judge(rule, params),
+        judge_at_limit=not spec.with_key,
+        full=None if spec.batch_size is None else full,
+        next_check=partial(_next_check, spec.n, spec.batch_size),
+        final_evaluation=spec.final_evaluation or spec.batch_size is None,
+        static_chunks=True if spec.lanes else None,
+    )
+    return parts, full
+
+
+def _full_pass(spec: Spec, work, numbers: Numbers, key, needs):
+    """State -> Full: all rows, in blocks that fit where the steps did."""
+    block = spec.microbatch_size
+    if spec.batch_size is not None:
+        rows = min(spec.microbatch_size or spec.batch_size, spec.batch_size)
+        block = even_block(spec.n, pass_block(rows, work * rows // spec.batch_size, spec.n))
+    objective = objective_of(spec, numbers, block)
+    key = pass_key(key) if spec.with_key else None
+
+    def full(state: State) -> Full:
+        params = evaluation_params(state.opt_state, state.params)
+        dtype = _tree.real_dtype(params)
+        (value, aux), grad = objective.value_and_grad(params, numbers.data, key)
+        return Full(
+            value=value.astype(dtype),
+            grad_norm=_tree.safe_norm(grad, dtype),
+            grad_max=_tree.largest(grad, dtype),
+            params_norm=_tree.norm(params, dtype),
+            aux=aux if spec.has_aux else None,
+        )
+
+    return full
+
+
+def _end_of_scan(spec: Spec, parts: Parts, full, state: State, steps: int) -> End:
+    state, finite = run_exactly(parts, state, steps)
+    wanted = parts.final_evaluation
+    nan = jnp.full((), jnp.nan, _tree.real_dtype(state.params))
+    seen = full(state) if wanted else Full(nan, nan)
+    if wanted:
+        finite = finite & jnp.isfinite(seen.value) & jnp.isfinite(seen.grad_norm)
+    bad = jnp.where(state.step == 0, Status.NON_FINITE, Status.DIVERGED)
+    status = jnp.where(finite, Status.MAX_STEPS, bad).astype(jnp.int32)
+    check = Check(state.step, nan, nan, nan, nan, nan)
+    return End(state, status, seen, (), check, jnp.int32(wanted))
+
+
+def _optimizer(spec: Spec, numbers: Numbers):
+    rate = _rate(spec, numbers)
+    if spec.optimizer is None:
+        return optax.with_extra_args_support(optax.sgd(rate))
+    optimizer = spec.optimizer.join(numbers.optimizer)
+    if not spec.factory:
+        return require_rule(optimizer)
+    return call_factory(optimizer, rate, spec.hyperparams.join(numbers.hyperparams))
+
+
+def _rate(spec: Spec, numbers: Numbers):
+    """The rate as the rule gets it: an array, a schedule of that dtype, or None."""
+    rate = spec.learning_rate.join(numbers.learning_rate)
+    if rate is None or hasattr(rate, "dtype"):
+        return rate
+    dtype = _tree.real_dtype(numbers.params)
+    return lambda step: jnp.asarray(rate(step)).astype(dtype)
+
+
+def _rate_of_step(spec: Spec, numbers: Numbers):
+    """steps -> rates where arithmetic tells them, or None."""
+    rate = _rate(spec, numbers)
+    if rate is None and spec.factory:
+        rate = default_rate(spec.optimizer.join(numbers.optimizer))
+    if rate is None:
+        return None
+    dtype = _tree.real_dtype(numbers.params)
+    if not callable(rate):
+        return lambda steps: jnp.broadcast_to(jnp.asarray(rate, dtype), jnp.shape(steps))
+    return jnp.vectorize(rate)
+
+
+def _stop_rule(spec: Spec, numbers: Numbers):
+    return None if spec.stop is None else spec.stop.join(numbers.stop)
+
+
+def _needs(spec: Spec, rule, params) -> frozenset:
+    """What the stop rule wants of every step, or of the parameters at every check."""
+    if rule is None:
+        return frozenset()
+    fields = fields_used(rule, params)
+    if spec.batch_size is not None:
+        return frozenset({"anchor"} if "update_norm" in fields else ())
+    return frozenset(fields & {"grad_max", "params_norm"}) | {
+        "update_norm",
+        "moved",
+        "precise",
+    }
+
+
+def _searches(opt_state) -> bool:
+    return bool(optax.tree.get_all_with_path(opt_state, "num_linesearch_steps"))
+
+
+def _next_check(n, batch_size, step, checked):
+    """The first step ``ceil(j * n / batch_size)``, j >= 1, that is still to check."""
+    j, _ = divide_product(step, batch_size, n)
+
+    def after(j):
+        whole, rest = divide_product(j, n, batch_size)
+        return whole + (rest > 0)
+
+    due = (j >= 1) & (after(j) == step) & (checked < step)
+    return jnp.where(due, step, after(j + 1))
+
+
+def _same_rule_or_fresh(state: State, rule, numbers: Numbers) -> Run:
+    """The run's memory, forgotten where another stop rule wrote it."""
+    run = state.run
+    if rule is None:
+        return replace(run, status=jnp.int32(Status.RUNNING))
+    print_, old = run.rule
+    same = print_ == jnp.uint32(fingerprint(rule))
+    for a, b in zip(old, numbers.stop, strict=True):
+        same = same & jnp.all(jnp.asarray(a) == jnp.asarray(b))
+    return replace(
+        run,
+        watch=_tree.select(same, run.watch, fresh_watch(rule, numbers.params)),
+        rule=(jnp.uint32(fingerprint(rule)), tuple(numbers.stop)),
+        status=jnp.where(same & (run.checked == state.step), run.status, Status.RUNNING),
+    )
+
+
+def _resumed(fresh: State, state) -> State:
+    """``state`` in the form of ``fresh``; a ValueError names the first leaf that differs."""
+    if not isinstance(state, State) or not isinstance(state.run, Run):
+        kind = type(state).__name__
+        raise TypeError(
+            f"state must be a Result.state, got {kind}: pass result.state of an earlier run."
+        )
+    for name in ("params", "opt_state"):
+        _require_alike(f"state.{name}", getattr(state, name), getattr(fresh, name))
+    old, new = state.run, fresh.run
+    for name in ("history", "checks"):
+        rows = np.shape(getattr(old, name).step)[-1]
+        expected = np.shape(getattr(new, name).step)[-1]
+        if rows != expected:
+            raise ValueError(
+                f"state.run.{name} has room for {rows} rows, this call for {expected}: pass "
+                "the history_rows of the first run, and batch_size only if it had one."
+            )
+    same_rule = _alike((old.watch, old.rule), (new.watch, new.rule))
+    run = replace(
+        old,
+        watch=old.watch if same_rule else new.watch,
+        rule=old.rule if same_rule else new.rule,
+        arrived=old.arrived if _alike(old.arrived, new.arrived) else new.arrived,
+        anchor=old.anchor if _alike(old.anchor, new.anchor) else new.anchor,
+    )
+    return replace(state, run=run)
+
+
+def _alike(a, b) -> bool:
+    same = jax.tree.structure(a) == jax.tree.structure(b)
+    return same and all(
+        np.shape(x) == np.shape(y) and x.dtype == y.dtype
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+def _require_alike(name, tree, expected) -> None:
+    fix = "go on with the params, optimizer and fun of the run that made the state"
+    if jax.tree.structure(tree) != jax.tree.structure(expected):
+        raise ValueError(
+            f"{name} is of another problem: expected {jax.tree.structure(expected)}, got "
+            f"{jax.tree.structure(tree)}; {fix}."
+        )
+    pairs = zip(
+        jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(expected), strict=True
+    )
+    for (path, leaf), like in pairs:
+        if np.shape(leaf) != np.shape(like) or leaf.dtype != like.dtype:
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} is of another problem: expected "
+                f"{like.dtype}{list(np.shape(like))}, got {leaf.dtype}"
+                f"{list(np.shape(leaf))}; {fix}."
+            )
+
+
+def _succeeded(status):
+    return (status >= Status.GRADIENT_SMALL) & (status <= Status.TARGET_REACHED)
+
+
+def _finished(spec: Spec, outcome: Outcome) -> Result:
+    state, run = outcome.state, outcome.state.run
+    traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(outcome))
+    if not traced:
+        jax.block_until_ready(outcome)
+        run = replace(run, history=_numpy(run.history), checks=_numpy(run.checks))
+    result = Result(
+        params=state.params if outcome.judged is None else outcome.judged,
+        value=outcome.value,
+        grad_norm=outcome.grad_norm,
+        aux=outcome.aux,
+        status=outcome.status,
+        steps=state.step,
+        evaluations=outcome.evaluations,
+        history=history_of(run.history),
+        checks=history_of(run.checks),
+        state=state,
+        limit=outcome.limit,
+        criteria=outcome.criteria,
+        setting=Setting(spec.n, spec.batch_size, spec.stop is not None),
+    )
+    return result if traced else on_host(result)
+
+
+def _numpy(record):
+    return jax.tree.map(np.asarray, record)

@@ -1,0 +1,260 @@
+"""Which rows a step takes: a keyed permutation of row indices as pure arithmetic.
+
+This room owns the order of the rows. It plugs in as ``rows_of_steps``, which the
+source of a run calls once per chunk: a function of the key and the step number, with
+no stored permutation, no sort and no state, so that resuming, straddling batches,
+streaming and sharding are all arithmetic on a position.
+"""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Below this many rows every order must be equally likely, which few Feistel rounds
+# are not (chi-square per degree of freedom over all orders of n = 5: 1.4 after 12
+# rounds), so the Fisher-Yates shuffle is evaluated point by point instead.
+_FISHER_YATES = 24
+_ROUNDS = 8
+_MAX_ROWS = 2**31 - 1
+
+
+def shuffled_rows(key, n: int, epoch, index) -> jax.Array:
+    r"""The rows at places ``index`` of the shuffled epochs ``epoch``.
+
+    For each ``epoch`` the map ``index -> row`` is a permutation of ``0 ... n - 1``,
+    chosen by ``key``. Each value is computed on its own, in a fixed number of integer
+    operations, so no permutation is stored and none is sorted.
+
+    The permutation is a Feistel network on a ragged grid. With
+    :math:`a = \lceil\sqrt n\rceil` columns, row ``i`` of the data is the cell
+    ``(i // a, i % a)``; only the last grid row may be short. One round turns every
+    grid row cyclically by a hash of its number, the next every column, each modulo
+    its own length, so each round is a bijection on exactly ``n`` cells. For
+    ``n <= 24`` the Fisher-Yates shuffle is applied to the index instead, which makes
+    all ``n!`` orders equally likely.
+
+    Args:
+      key: a JAX PRNG key (or an int seed).
+      n: number of rows, ``1 <= n < 2**31``, a Python int.
+      epoch: integer array, the number of the pass over the data.
+      index: integer array, ``0 <= index < n``; broadcast against ``epoch``.
+
+    Returns:
+      int32 array shaped like ``index`` broadcast against ``epoch``.
+
+    Raises:
+      TypeError, ValueError: if ``n`` is not an int in range, or an array is no integer.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxgd
+      >>> rows = jaxgd.shuffled_rows(0, 5, epoch=0, index=jnp.arange(5))
+      >>> sorted(rows.tolist())
+      [0, 1, 2, 3, 4]
+
+    References:
+      Luby and Rackoff, How to construct pseudorandom permutations, SIAM J. Comput.
+      17 (1988). Fisher and Yates, Statistical Tables (1938); Durstenfeld, CACM 7
+      (1964).
+    """
+    n = _count("n", n)
+    return _shuffled_rows(as_key(key), n, _integers("epoch", epoch), _integers("index", index))
+
+
+def batch_rows(key, n: int, batch_size: int, step, strata: int = 1) -> jax.Array:
+    """The rows that ``minimize`` takes at step ``step``.
+
+    The rows of the data are ``strata`` equal consecutive blocks. Step ``t`` takes,
+    stratum by stratum in order, places ``t * c ... t * c + c - 1`` with
+    ``c = batch_size / strata`` of the endless stream of shuffled epochs of that
+    stratum, ``shuffled_rows(fold_in(key, s), n / strata, ...) + s * n / strata``.
+    Every row comes exactly once per epoch; a batch may straddle two epochs.
+
+    Args:
+      key: a JAX PRNG key (or an int seed).
+      n: number of rows, a Python int.
+      batch_size: rows per step, ``1 <= batch_size <= n``.
+      step: the step number, an integer scalar (or an array, for many steps).
+      strata: number of strata; must divide ``n`` and ``batch_size``.
+
+    Returns:
+      int32 array of shape ``step.shape + (batch_size,)``.
+
+    Raises:
+      TypeError, ValueError: if a number is no int, out of range, or not divisible.
+
+    Example:
+      >>> import jaxgd
+      >>> rows = jaxgd.batch_rows(key=0, n=10, batch_size=4, step=3)
+      >>> rows.shape
+      (4,)
+    """
+    n, batch_size = _count("n", n), _count("batch_size", batch_size)
+    strata = _count("strata", strata)
+    if batch_size > n:
+        raise ValueError(
+            f"batch_size must be at most n = {n}, got {batch_size}: pass a smaller one."
+        )
+    for name, number in (("n", n), ("batch_size", batch_size)):
+        if number % strata:
+            raise ValueError(
+                f"strata must divide {name} = {number}, got strata={strata}: "
+                f"pass a divisor of {math.gcd(n, batch_size)}."
+            )
+    return _batch_rows(as_key(key), n, batch_size, _integers("step", step), strata)
+
+
+def rows_of_steps(key, n, batch_size, strata, step, count) -> jax.Array:
+    """Rows of the steps ``step ... step + count - 1``: int32[count, batch_size]."""
+    c, m = batch_size // strata, n // strata
+    epoch, place = divide_product(step, c, m)
+    # One position for the chunk, then small offsets: 32 bits suffice, and the long
+    # division above is paid once.
+    places = place + jnp.arange(count * c, dtype=jnp.uint32)
+    epochs = epoch.astype(jnp.uint32) + places // m
+    rows = [
+        _permute(jax.random.fold_in(key, s), m, epochs, places % m) + s * m
+        for s in range(strata)
+    ]
+    return jnp.concatenate([r.reshape(count, c) for r in rows], axis=1)
+
+
+def divide_product(t, a: int, m: int):
+    """``divmod(t * a, m)`` for an int32 array ``t`` when the product needs 64 bits.
+
+    Horner's rule over base ``2**k`` digits of ``t``, with ``m * 2**k < 2**32``.
+    Returns (quotient int32, remainder uint32).
+    """
+    whole, a = divmod(a, m)
+    t = t.astype(jnp.uint32)
+    bits = max(1, 32 - m.bit_length())
+    quotient, remainder = jnp.zeros_like(t), jnp.zeros_like(t)
+    for shift in reversed(range(0, 32, bits)):
+        digit = (t >> shift) & (2**bits - 1)
+        scaled, product = remainder << bits, digit * a
+        quotient = (quotient << bits) + scaled // m + product // m
+        remainder = scaled % m + product % m
+        over = remainder >= m
+        quotient = quotient + over
+        remainder = remainder - jnp.where(over, jnp.uint32(m), jnp.uint32(0))
+    return (quotient + t * whole).astype(jnp.int32), remainder
+
+
+def as_key(key) -> jax.Array:
+    """A typed PRNG key from a key of either kind or an int seed."""
+    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not typed and getattr(key, "dtype", None) == jnp.uint32 and np.shape(key) == (2,):
+        key, typed = jax.random.wrap_key_data(key), True
+    if typed:
+        if key.shape != ():
+            raise ValueError(
+                f"key must be a single key, got keys of shape {key.shape}: pass one of "
+                "them, or vmap over them."
+            )
+        return key
+    return jax.random.key(_seed(key))
+
+
+def _seed(seed) -> int:
+    if isinstance(seed, jax.core.Tracer):
+        return seed
+    array = np.asarray(seed)
+    if array.dtype.kind not in "iu" or array.ndim:
+        raise TypeError(
+            f"key must be one JAX PRNG key or an int seed, got {seed!r}: pass for example "
+            "jax.random.key(0)."
+        )
+    if not 0 <= int(array) < 2**32:
+        raise ValueError(f"key as a seed must be 0 <= seed < 2**32, got {seed!r}: pass 0.")
+    return int(array)
+
+
+@partial(jax.jit, static_argnums=1)
+def _shuffled_rows(key, n, epoch, index):
+    epoch, index = jnp.broadcast_arrays(epoch, index)
+    return _permute(key, n, epoch.astype(jnp.uint32), index.astype(jnp.uint32))
+
+
+@partial(jax.jit, static_argnums=(1, 2, 4))
+def _batch_rows(key, n, batch_size, step, strata):
+    rows = jnp.vectorize(
+        lambda t: rows_of_steps(key, n, batch_size, strata, t, 1)[0], signature="()->(b)"
+    )
+    return rows(step.astype(jnp.int32))
+
+
+def _permute(key, n, epoch, index):
+    """``shuffled_rows`` on uint32 arrays of one shape."""
+    if n == 1:
+        return jnp.zeros(index.shape, jnp.int32)
+    # Words of the key itself, not random bits drawn from it: those depend on flags.
+    first, second = jnp.uint32(0x243F6A88), jnp.uint32(0xB7E15162)
+    for word in jax.random.key_data(key).ravel():
+        first, second = _mix(first ^ word), _mix(second + word)
+    low = _mix(epoch * jnp.uint32(0x9E3779B1) + first)
+    high = _mix(low ^ second) | 1
+    if n <= _FISHER_YATES:
+        return _fisher_yates(n, low, high, index)
+    return _feistel(n, low, high, index)
+
+
+def _fisher_yates(n, low, high, index):
+    # Swapping k with a place drawn from 0 ... k, for k = n - 1 ... 1, seen from the
+    # one place `index` that is asked for.
+    for k in range(n - 1, 0, -1):
+        draw = _below(_mix(_mix(low + k * high) ^ high), k + 1)
+        index = jnp.where(index == k, draw, jnp.where(index == draw, k, index))
+    return index.astype(jnp.int32)
+
+
+def _feistel(n, low, high, index):
+    width = math.isqrt(n - 1) + 1
+    height = -(-n // width)
+    last = n - (height - 1) * width  # cells in the last grid row, 1 ... width
+    row, column = index // width, index % width
+    for r in range(_ROUNDS):
+        # A fresh word for each round, then the hash of the coordinate that stays.
+        word = low + jnp.uint32(r) * high
+        if r % 2 == 0:
+            length = jnp.where(row == height - 1, jnp.uint32(last), jnp.uint32(width))
+            column = column + _below(_mix(row * jnp.uint32(0x9E3779B1) + word), length)
+            column = column - jnp.where(column >= length, length, jnp.uint32(0))
+        else:
+            length = jnp.where(column < last, jnp.uint32(height), jnp.uint32(height - 1))
+            row = row + _below(_mix(column * jnp.uint32(0x85EBCA77) + word), length)
+            row = row - jnp.where(row >= length, length, jnp.uint32(0))
+    return (row * width + column).astype(jnp.int32)
+
+
+def _mix(x):
+    """A 32-bit bijection with low bias (Wellons' ``lowbias32``)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def _below(hashed, length):
+    """``hashed * length / 2**32`` without 64 bits: exact for ``length < 2**16``."""
+    return ((hashed >> 16) * length + (((hashed & 0xFFFF) * length) >> 16)) >> 16
+
+
+def _count(name, value) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be a Python int, got {value!r}: pass a whole number.")
+    value = int(value)
+    if not 1 <= value <= _MAX_ROWS:
+        raise ValueError(
+            f"{name} must be between 1 and 2**31 - 1, got {value}: pass a positive count."
+        )
+    return value
+
+
+def _integers(name, value) -> jax.Array:
+    value = jnp.asarray(value)
+    if not jnp.issubdtype(value.dtype, jnp.integer):
+        raise TypeError(
+            f"{name} must be of integers, got dtype {value.dtype}: pass an int array."
+        )
+    return value

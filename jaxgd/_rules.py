@@ -1,0 +1,133 @@
+"""Update rules: what optax's states tell of them, and how factories are called.
+
+This room owns the reading of optax: which object is a rule, how a factory is called
+with numbers that are data, which rate a state reports, how many points its line search
+tried, and at which parameters it is to be judged. It plugs into the step as an ordinary
+``optax.GradientTransformationExtraArgs``.
+"""
+
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax import contrib
+
+
+def is_rule(optimizer) -> bool:
+    return callable(getattr(optimizer, "init", None)) and callable(
+        getattr(optimizer, "update", None)
+    )
+
+
+def require_rule(optimizer) -> optax.GradientTransformationExtraArgs:
+    """The rule, accepting ``value``, ``grad`` and ``value_fn``; else a TypeError."""
+    if not is_rule(optimizer):
+        raise TypeError(
+            "optimizer must be an optax rule such as optax.adam(1e-3), got "
+            f"{describe(optimizer)}: call the factory with its learning rate first."
+        )
+    return optax.with_extra_args_support(optimizer)
+
+
+def check_factory(factory, has_rate: bool, names) -> None:
+    """Errors of ``optimizer=factory`` that its signature already tells."""
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # a builtin without a signature: let the call tell
+        return
+    called = describe(factory)
+    kinds = inspect.Parameter
+    open_ended = any(p.kind is kinds.VAR_KEYWORD for p in parameters.values())
+    positional = [
+        name
+        for name, p in parameters.items()
+        if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)
+    ]
+    variadic = any(p.kind is kinds.VAR_POSITIONAL for p in parameters.values())
+    if has_rate and not positional and not variadic:
+        raise ValueError(
+            f"learning_rate was given, but the factory {called} takes no argument: leave "
+            "learning_rate out, or let the factory take it first."
+        )
+    first = positional[0] if positional else None
+    if not has_rate and first is not None:
+        if parameters[first].default is kinds.empty and first not in names:
+            raise ValueError(
+                f"learning_rate is missing: the factory {called} has no default for "
+                f"{first!r}; pass learning_rate=..., for example 1e-3."
+            )
+    known = [name for name in parameters if not (has_rate and name == first)]
+    for name in names:
+        if name not in known and not open_ended:
+            raise ValueError(
+                f"hyperparams has {name!r}, which the factory {called} does not take; it "
+                f"takes {', '.join(known) or 'none'}."
+            )
+
+
+def call_factory(factory, rate, hyperparams: dict) -> optax.GradientTransformationExtraArgs:
+    """``factory(rate, **hyperparams)``, or without the rate where it is None."""
+    rule = factory(**hyperparams) if rate is None else factory(rate, **hyperparams)
+    if not is_rule(rule):
+        raise TypeError(
+            f"optimizer must be an optax rule or a function that returns one; "
+            f"{describe(factory)} returned {describe(rule)}."
+        )
+    return optax.with_extra_args_support(rule)
+
+
+def default_rate(factory) -> Any:
+    """The rate a factory uses when none is given, or None where it does not say."""
+    try:
+        parameter = inspect.signature(factory).parameters.get("learning_rate")
+    except (TypeError, ValueError):
+        return None
+    known = parameter is not None and isinstance(parameter.default, int | float)
+    return parameter.default if known else None
+
+
+def rate_used(opt_state, dtype) -> jax.Array:
+    """The learning rate of the last update where the state reports one, else NaN."""
+    found = optax.tree.get_all_with_path(opt_state, "learning_rate")
+    rates = [rate for _, rate in found if jnp.shape(rate) == ()]
+    return jnp.asarray(rates[0] if rates else jnp.nan).astype(dtype)
+
+
+def reports_rate(opt_state) -> bool:
+    found = optax.tree.get_all_with_path(opt_state, "learning_rate")
+    return any(jnp.shape(rate) == () for _, rate in found)
+
+
+def trial_points(opt_state) -> jax.Array:
+    """Evaluations of the last line search, as far as its state reports them."""
+    found = optax.tree.get_all_with_path(opt_state, "num_linesearch_steps")
+    return sum((jnp.asarray(n).astype(jnp.int32) for _, n in found), jnp.int32(0))
+
+
+def evaluation_params(opt_state, params) -> Any:
+    """The parameters a rule is judged at: ``params``, but for schedule-free rules."""
+    averaged = find_state(opt_state, contrib.ScheduleFreeState)
+    if averaged is None:
+        return params
+    return contrib.schedule_free_eval_params(averaged, params)
+
+
+def has_evaluation_params(opt_state) -> bool:
+    return find_state(opt_state, contrib.ScheduleFreeState) is not None
+
+
+def find_state(opt_state, kind) -> Any:
+    """The first state of class ``kind`` within ``opt_state``, or None."""
+    leaves = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, kind))
+    return next((leaf for leaf in leaves if isinstance(leaf, kind)), None)
+
+
+def describe(thing) -> str:
+    """How an error names an object: functions by name, the rest by type and value."""
+    name = getattr(thing, "__qualname__", None)
+    if name is not None:
+        return f"{getattr(thing, '__module__', '')}.{name}".lstrip(".")
+    text = repr(thing)
+    return f"{text if len(text) < 60 else text[:57] + '...'} of type {type(thing).__name__}"

@@ -1,0 +1,187 @@
+"""One step of descent, as the body of a scan: ``(state, batch) -> (state, info)``.
+
+This room owns ``State``, ``Info`` and the manual loop. Every driver of the library
+scans the step made here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxgd import _tree
+from jaxgd._gradient import Objective, make_objective
+from jaxgd._rules import rate_used, require_rule, trial_points
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """What survives from step to step.
+
+    Attributes:
+      params: the parameters, a pytree.
+      opt_state: the state of the optax rule.
+      step: int32, the number of updates applied since the start.
+      run: what ``minimize`` remembers besides (key, counters, history, the stop
+        rule's memory); None in a manual loop.
+    """
+
+    params: Any
+    opt_state: Any
+    step: Any
+    run: Any = None
+
+
+class Info(NamedTuple):
+    """What one step saw; fields that nobody asked for are None.
+
+    Attributes:
+      value: the objective at the parameters the step started from, on its batch.
+      grad_norm: the 2-norm of its gradient there.
+      update_norm: the 2-norm of the update that the step applied.
+      learning_rate: the rate, where the optax rule's state tells it; else NaN.
+      aux: the auxiliary output of the objective there.
+      evaluations: int32, evaluations of the objective within the step, where a line
+        search reports its trial points.
+      grad_max: the largest absolute entry of the gradient.
+      params_norm: the 2-norm of the parameters the step started from.
+      moved: whether any entry of the parameters changed.
+    """
+
+    value: Any
+    grad_norm: Any
+    update_norm: Any = None
+    learning_rate: Any = None
+    aux: Any = None
+    evaluations: Any = None
+    grad_max: Any = None
+    params_norm: Any = None
+    moved: Any = None
+
+
+class Batch(NamedTuple):
+    """The input of one step: its rows of the data, and its key."""
+
+    rows: Any = None
+    key: Any = None
+
+
+def init_state(params, optimizer) -> State:
+    """The state before step 0.
+
+    Args:
+      params: a pytree of floating or complex arrays.
+      optimizer: an optax rule (``optax.adam(1e-3)``).
+
+    Returns:
+      ``State(params, optimizer.init(params), step=0)``.
+
+    Raises:
+      TypeError: if ``optimizer`` is no optax rule.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, jaxgd
+      >>> jaxgd.init_state(jnp.zeros(3), optax.sgd(0.1)).step.item()
+      0
+    """
+    optimizer = require_rule(optimizer)
+    params = jax.tree.map(lambda x: jnp.asarray(_tree.as_number(x, jnp.float32)), params)
+    return State(params, optimizer.init(params), jnp.int32(0))
+
+
+def make_step(fun, optimizer, *, args=(), has_aux=False, microbatch_size=None):
+    r"""The step of descent as a ``lax.scan`` body, ``(state, batch) -> (state, info)``.
+
+    With :math:`g_t = \nabla J(\theta_t; \text{batch}_t)` and an optax rule, the step is
+    :math:`\theta_{t+1} = \theta_t + \mathrm{rule}(g_t)`; for ``optax.sgd(alpha)`` that
+    is :math:`\theta_t - \alpha g_t`. ``minimize`` scans this very step.
+
+    Args:
+      fun: the objective, ``fun(params, batch, *args)``, or ``fun(params, *args)`` where
+        the scan runs over no batches (``xs=None``).
+      optimizer: an optax rule. The value, the gradient and ``value_fn`` of the same
+        batch are passed to it, so line searches and Polyak steps work.
+      args: extra arguments of ``fun``.
+      has_aux: ``fun`` returns ``(value, aux)``; then ``info.aux`` is set.
+      microbatch_size: compute each gradient over blocks of this many rows.
+
+    Returns:
+      A pure function of ``(State, batch)``; it returns ``(State, Info)`` with ``value``,
+      ``grad_norm`` and ``update_norm`` in at least float32.
+
+    Raises:
+      TypeError: if ``optimizer`` is no optax rule.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, jaxgd
+      >>> batches = jnp.arange(6.0).reshape(3, 2)
+      >>> optimizer = optax.sgd(0.5)
+      >>> step = jaxgd.make_step(lambda x, batch: jnp.mean((x - batch) ** 2), optimizer)
+      >>> state, infos = jax.lax.scan(step, jaxgd.init_state(0.0, optimizer), batches)
+      >>> float(state.params)
+      4.5
+    """
+    objective = make_objective(fun, tuple(args), has_aux=has_aux, block=microbatch_size)
+    inner = descent_step(objective, require_rule(optimizer), frozenset({"update_norm", "aux"}))
+
+    def step(state: State, batch) -> tuple[State, Info]:
+        return inner(state, Batch(batch))
+
+    return step
+
+
+def descent_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformationExtraArgs,
+    wanted: frozenset,
+    size_of_update: Callable | None = None,
+) -> Callable[[State, Batch], tuple[State, Info]]:
+    """The one step behind every driver; computes no norm that is not ``wanted``.
+
+    ``size_of_update(step, grad_norm)``: the norm of the update where arithmetic
+    gives it without looking at the update.
+    """
+    precise = "precise" in wanted
+
+    def step(state: State, batch: Batch) -> tuple[State, Info]:
+        params, dtype = state.params, _tree.real_dtype(state.params)
+        (value, aux), grad = objective.value_and_grad(params, *batch)
+        updates, opt_state = optimizer.update(
+            grad,
+            state.opt_state,
+            params,
+            value=value,
+            grad=grad,
+            value_fn=lambda p: objective.value(p, *batch),
+        )
+        # A rule may compute in a wider type than it started in; a scan may not.
+        opt_state = _tree.cast_like(opt_state, state.opt_state)
+        moved = optax.apply_updates(params, updates)
+        grad_norm = (_tree.safe_norm if precise else _tree.norm)(grad, dtype)
+
+        def wants(name, compute):
+            return jax.lax.stop_gradient(compute()) if name in wanted else None
+
+        def update_norm():
+            if size_of_update is not None:
+                return size_of_update(state.step, grad_norm)
+            return _tree.norm(updates, dtype)
+
+        info = Info(
+            value=value.astype(dtype),
+            grad_norm=grad_norm,
+            update_norm=wants("update_norm", update_norm),
+            learning_rate=wants("learning_rate", lambda: rate_used(opt_state, dtype)),
+            aux=aux if "aux" in wanted else None,
+            evaluations=wants("evaluations", lambda: 1 + trial_points(opt_state)),
+            grad_max=wants("grad_max", lambda: _tree.largest(grad, dtype)),
+            params_norm=wants("params_norm", lambda: _tree.norm(params, dtype)),
+            moved=wants("moved", lambda: _tree.differ(moved, params)),
+        )
+        return State(moved, opt_state, state.step + 1, state.run), info
+
+    return step

@@ -1,0 +1,175 @@
+"""Arithmetic on pytrees, and the split of a pytree into numbers and structure.
+
+This room owns what the loop asks of a whole pytree at once (norms, selection, casts)
+and ``split``/``join``, by which callables, hyperparameters and rules enter a compiled
+program: their numbers as data, all the rest as its static key.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+
+def real_dtype(tree) -> np.dtype:
+    """The dtype of reported numbers: float32, or float64 if a leaf has that precision."""
+    wide = any(leaf.dtype in (jnp.float64, jnp.complex128) for leaf in jax.tree.leaves(tree))
+    return np.dtype(np.float64 if wide else np.float32)
+
+
+def norm(tree, dtype) -> jax.Array:
+    """The 2-norm over all leaves; carries no derivative."""
+    return jnp.sqrt(_sum_of_squares(tree, dtype, 1.0))
+
+
+def safe_norm(tree, dtype) -> jax.Array:
+    """``norm`` where squares leave the range of ``dtype`` but their root does not.
+
+    Three sums, of plain, shrunk and enlarged entries (Blue, ACM TOMS 4, 1978): about
+    three times the cost, so it serves where a gradient norm decides about stopping.
+    """
+    far = 2.0 ** (np.finfo(dtype).maxexp // 2 + 4)
+    plain, shrunk, enlarged = (
+        _sum_of_squares(tree, dtype, scale) for scale in (1.0, 1 / far, far)
+    )
+    rounding = float(np.finfo(dtype).tiny) / float(np.finfo(dtype).eps)
+    small = jnp.where(plain < rounding, jnp.sqrt(enlarged) / far, jnp.sqrt(plain))
+    return jnp.where(jnp.isinf(plain), jnp.sqrt(shrunk) * far, small)
+
+
+def _sum_of_squares(tree, dtype, scale):
+    total = jnp.zeros((), dtype)
+    for leaf in jax.tree.leaves(tree):
+        leaf = lax.stop_gradient(leaf)
+        for part in (leaf.real, leaf.imag) if jnp.iscomplexobj(leaf) else (leaf,):
+            part = part.astype(dtype) * scale if scale != 1.0 else part.astype(dtype)
+            total = total + jnp.sum(part * part)
+    return total
+
+
+def largest(tree, dtype) -> jax.Array:
+    """The largest absolute value of any entry."""
+    sizes = [
+        jnp.max(jnp.abs(lax.stop_gradient(leaf)), initial=0.0).astype(dtype)
+        for leaf in jax.tree.leaves(tree)
+    ]
+    return jnp.max(jnp.stack(sizes))
+
+
+def all_finite(tree) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+def select(condition, new, old):
+    """``new`` where the scalar ``condition`` holds, else ``old``, leaf by leaf."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+
+def differ(a, b) -> jax.Array:
+    """Whether any entry differs."""
+    return jnp.any(jnp.stack(jax.tree.leaves(jax.tree.map(lambda x, y: jnp.any(x != y), a, b))))
+
+
+def subtract(a, b):
+    return jax.tree.map(lambda x, y: x - y, a, b)
+
+
+def cast_like(tree, like):
+    """``tree`` in the dtypes of ``like``."""
+    return jax.tree.map(lambda x, y: jnp.asarray(x).astype(jnp.asarray(y).dtype), tree, like)
+
+
+@dataclass(frozen=True)
+class Split:
+    """What is left of a pytree when its numbers are taken out: a hashable key."""
+
+    treedef: Any
+    rest: tuple  # one entry a leaf; None where the leaf is a number
+
+    def join(self, numbers) -> Any:
+        numbers = iter(numbers)
+        leaves = [next(numbers) if r is _NUMBER else r.value for r in self.rest]
+        return jax.tree.unflatten(self.treedef, leaves)
+
+
+@dataclass(frozen=True)
+class _Fixed:
+    """A leaf that is structure, compared by value and type (1, 1.0 and True differ)."""
+
+    value: Any
+    kind: type
+
+
+class _ById:
+    """Makes an unhashable callable a static argument, equal to itself only."""
+
+    def __init__(self, fun):
+        self.fun = fun
+
+    def __call__(self, *args, **kwargs):
+        return self.fun(*args, **kwargs)
+
+    def __hash__(self):
+        return id(self.fun)
+
+    def __eq__(self, other):
+        return isinstance(other, _ById) and self.fun is other.fun
+
+
+_NUMBER = _Fixed(None, type(None).__class__)
+
+
+def split(tree, dtype) -> tuple[list, Split]:
+    """Numbers (floats, and arrays of any kind) apart from everything else.
+
+    With a ``dtype``, floating scalars of every spelling become arrays of it, so that
+    the spelling of a number never decides about a compilation; with None, only Python
+    floats are converted, to float32.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    numbers, rest = [], []
+    for leaf in leaves:
+        if is_number(leaf):
+            number = as_number(leaf, dtype or np.float32)
+            scalar = dtype is not None and number.dtype.kind in "fV" and number.ndim == 0
+            traced = isinstance(number, jax.core.Tracer)
+            if scalar and number.dtype != dtype:
+                number = number.astype(dtype) if traced else np.asarray(number, dtype)
+            numbers.append(number)
+            rest.append(_NUMBER)
+        else:
+            rest.append(_fixed(leaf))
+    return numbers, Split(treedef, tuple(rest))
+
+
+def is_number(leaf) -> bool:
+    if isinstance(leaf, np.ndarray | jax.Array):
+        return True
+    return isinstance(leaf, float | complex | np.inexact) and not isinstance(leaf, bool)
+
+
+def as_number(leaf, dtype):
+    """A number as a strongly typed array; floating scalars in ``dtype``."""
+    if isinstance(leaf, float | np.floating):
+        return np.asarray(leaf, dtype)
+    if isinstance(leaf, complex | np.complexfloating):
+        return np.asarray(leaf, np.result_type(dtype, np.complex64))
+    if isinstance(leaf, bool | np.bool_):
+        return np.asarray(leaf)
+    if isinstance(leaf, int | np.integer):
+        return np.asarray(leaf, np.int32)
+    if isinstance(leaf, jax.Array) and leaf.weak_type:
+        traced = isinstance(leaf, jax.core.Tracer)
+        return lax.convert_element_type(leaf, leaf.dtype) if traced else np.asarray(leaf)
+    return leaf
+
+
+def _fixed(leaf) -> _Fixed:
+    try:
+        hash(leaf)
+    except TypeError:
+        leaf = _ById(leaf)
+    return _Fixed(leaf, type(leaf))
