@@ -414,7 +414,8 @@ def _remember(parts: Parts, state, infos, count, watch=()) -> Run:
 def _rates(parts: Parts, steps, told):
     if parts.rate is not None:
         return lax.stop_gradient(parts.rate(steps))
-    return getattr(told, "learning_rate", jnp.nan)
+    rates = getattr(told, "learning_rate", None)
+    return jnp.nan if rates is None else rates
 
 
 def _change(params, run: Run):

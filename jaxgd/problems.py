@@ -1,0 +1,405 @@
+r"""Problems with known answers, shared by tests, examples and benchmarks.
+
+This room owns objectives, their starts, their data and what is known of their minima;
+it imports nothing of jaxgd, and a ``Problem`` plugs into any optimizer. Functions stand
+at module level and hold numbers in a ``jax.tree_util.Partial``, so that two calls of a
+maker share one compiled program. Synthetic data is NumPy and seeded.
+
+Example:
+  >>> import jaxgd
+  >>> ridge = jaxgd.problems.ridge()
+  >>> result = jaxgd.minimize(ridge.fun, ridge.init, ridge.data)
+  >>> abs(float(result.value) - ridge.value) < 1e-6
+  True
+
+References:
+  [MGH] Moré, Garbow and Hillstrom, Testing unconstrained optimization software, ACM
+  TOMS 7 (1981); "MGH 14" is its problem 14, with its start. [JY] Jamil and Yang, A
+  literature survey of benchmark functions, arXiv:1308.4008 (2013).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+
+class Problem(NamedTuple):
+    """An objective, where to start, and what is known of the answer."""
+
+    name: str
+    fun: Callable[..., Any]  # fun(params), or fun(params, batch): a mean over rows
+    init: Any  # pytree of NumPy arrays
+    data: Any = None  # (x, y) with a leading axis of rows
+    solution: Any = None  # a minimizer, shaped like init; None: not known, not unique
+    value: float | None = None  # fun(solution)
+
+
+# Without data.
+
+
+def quadratic(n=10, condition=100.0, seed=0, *, dtype=np.float32) -> Problem:
+    r""":math:`\tfrac12 (x - s)^T A (x - s)`, started at 0, with a random s of shape (n,).
+
+    The eigenvalues of A, shape (n, n), are evenly spaced in the logarithm from 1 down
+    to 1 / condition, in a random orthogonal basis: the largest curvature is 1, so plain
+    descent is stable below a rate of 2.
+    """
+    rng = np.random.default_rng(seed)
+    basis, _ = np.linalg.qr(rng.normal(size=(n, n)))
+    matrix = (basis * np.geomspace(1.0, 1.0 / condition, n)) @ basis.T
+    matrix = ((matrix + matrix.T) / 2).astype(dtype)
+    center = rng.normal(size=n).astype(dtype)
+    fun = Partial(_quadratic, matrix, center)
+    return Problem("quadratic", fun, np.zeros(n, dtype), None, center, 0.0)
+
+
+def rosenbrock(n=2, *, dtype=np.float32) -> Problem:
+    """The valley of n / 2 independent pairs, n even: MGH 1 and, extended, MGH 21."""
+    if n < 2 or n % 2:
+        raise ValueError(f"n must be even and at least 2, got {n}: pairs share a valley.")
+    init = np.tile(np.array([-1.2, 1.0], dtype), n // 2)
+    return Problem(f"rosenbrock_{n}", _rosenbrock, init, None, np.ones(n, dtype), 0.0)
+
+
+def classical(*, dtype=np.float32) -> tuple[Problem, ...]:
+    """Fourteen test functions with their published starts and minima.
+
+    Where a function has several minima, value and solution are those that descent from
+    the start runs into. ``brown_badly_scaled`` (minimizer (1e6, 2e-6)) and
+    ``powell_singular`` (singular Hessian at the minimizer) are hard in float32.
+    """
+    n = 10
+
+    def problem(name, fun, init, solution=None, value=0.0):
+        if solution is not None:
+            solution = np.array(solution, dtype)
+        return Problem(name, fun, np.array(init, dtype), None, solution, value)
+
+    # The global minimum of Freudenstein and Roth is 0 at (5, 4), across a ridge.
+    hollow = ((53 - 4 * 22**0.5) / 3, (2 - 22**0.5) / 3)
+    return (
+        rosenbrock(2, dtype=dtype),
+        problem("freudenstein_roth", _freudenstein_roth, (0.5, -2.0), hollow, 48.98425),
+        problem("brown_badly_scaled", _brown_badly_scaled, (1.0, 1.0), (1e6, 2e-6)),
+        problem("beale", _beale, (1.0, 1.0), (3.0, 0.5)),
+        problem("helical_valley", _helical_valley, (-1.0, 0.0, 0.0), (1.0, 0.0, 0.0)),
+        problem("powell_singular", _powell_singular, (3.0, -1.0, 0.0, 1.0), np.zeros(4)),
+        problem("wood", _wood, (-3.0, -1.0, -3.0, -1.0), np.ones(4)),
+        problem("brown_dennis", _brown_dennis, (25.0, 5.0, -5.0, -1.0), None, 85822.2),
+        rosenbrock(n, dtype=dtype),
+        problem("trigonometric", _trigonometric, np.full(n, 1 / n), None, 2.79506e-5),
+        problem("broyden_tridiagonal", _broyden_tridiagonal, np.full(n, -1.0)),
+        problem("booth", _booth, (-9.0, -9.0), (1.0, 3.0)),
+        problem("matyas", _matyas, (-3.0, 3.0), (0.0, 0.0)),
+        problem("himmelblau", _himmelblau, (5.0, -5.0)),
+    )
+
+
+# With data.
+
+
+def linear_data(n=200, d=5, seed=0, noise=0.1, *, dtype=np.float32):
+    """Rows of a linear model: x of shape (n, d), standard normal, and y of shape (n,).
+
+    y = x @ weights + intercept + noise * normal, with random weights and intercept.
+    """
+    rng = np.random.default_rng(seed)
+    weights, intercept = rng.normal(size=d), rng.normal()
+    x = rng.normal(size=(n, d))
+    y = x @ weights + intercept + noise * rng.normal(size=n)
+    return x.astype(dtype), y.astype(dtype)
+
+
+def blobs(n=300, d=2, classes=3, seed=0, *, dtype=np.float32):
+    """Overlapping clouds: x of shape (n, d) and labels 0 ... classes - 1, int32 (n,).
+
+    Classes are equally frequent, each a unit normal around a center of scale 2.
+    """
+    rng = np.random.default_rng(seed)
+    centers = 2.0 * rng.normal(size=(classes, d))
+    y = rng.permutation(np.arange(n) % classes)
+    x = centers[y] + rng.normal(size=(n, d))
+    return x.astype(dtype), y.astype(np.int32)
+
+
+def least_squares(x=None, y=None, *, dtype=np.float32) -> Problem:
+    r""":math:`\tfrac12` mean((x w + b - y)^2): ``ridge`` without a penalty.
+
+    With dependent columns the solution is the one of smallest norm of the weights.
+    """
+    return ridge(x, y, 0.0, dtype=dtype)._replace(name="least_squares")
+
+
+def ridge(x=None, y=None, penalty=0.1, *, dtype=np.float32) -> Problem:
+    r""":math:`\tfrac12` mean((x w + b - y)^2) :math:`+ \tfrac{\text{penalty}}2 \|w\|^2`.
+
+    x (n, d) and y (n,) default to ``linear_data()``; params are {"weights": (d,),
+    "intercept": ()}, the intercept free of penalty. The solution is in closed form, in
+    float64 (scikit-learn's Ridge with alpha = n * penalty).
+    """
+    x, y = linear_data(dtype=dtype) if x is y is None else _rows(x, y, dtype)
+    y = y.astype(dtype)
+    weights, intercept, value = _solve_ridge(x, y, penalty)
+    solution = {"weights": weights.astype(dtype), "intercept": intercept.astype(dtype)}
+    fun = Partial(_ridge, np.asarray(penalty, dtype))
+    return Problem("ridge", fun, _zeros(solution), (x, y), solution, value)
+
+
+def logistic(x=None, y=None, penalty=0.1, *, dtype=np.float32) -> Problem:
+    r"""mean(log(1 + exp(z)) - y z) :math:`+ \tfrac{\text{penalty}}2 \|w\|^2`, z = x w + b.
+
+    x (n, d) and labels y (n,) in {0, 1} default to two ``blobs()``; params are as for
+    ``ridge`` (scikit-learn's LogisticRegression with C = 1 / (n * penalty)).
+    """
+    x, y = blobs(classes=2, dtype=dtype) if x is y is None else _rows(x, y, dtype)
+    if not np.isin(y, (0, 1)).all():
+        raise ValueError(f"y must hold 0 and 1, got {np.unique(y)[:5]}: map the labels.")
+    init = {"weights": np.zeros(x.shape[1], dtype), "intercept": np.zeros((), dtype)}
+    fun = Partial(_logistic, np.asarray(penalty, dtype))
+    return Problem("logistic", fun, init, (x, y.astype(dtype)))
+
+
+def multinomial(
+    x=None, y=None, classes=None, penalty=0.1, *, dtype=np.float32
+) -> Problem:
+    r"""mean(logsumexp(z) - z[y]) :math:`+ \tfrac{\text{penalty}}2 \|w\|^2`, z = x w + b.
+
+    x (n, d) and integer labels y (n,) default to ``blobs()``, classes to the largest
+    label + 1; params are {"weights": (d, classes), "intercept": (classes,)}.
+    """
+    x, y, classes = _labeled(x, y, classes, dtype)
+    init = {
+        "weights": np.zeros((x.shape[1], classes), dtype),
+        "intercept": np.zeros(classes, dtype),
+    }
+    fun = Partial(_multinomial, np.asarray(penalty, dtype))
+    return Problem("multinomial", fun, init, (x, y))
+
+
+def mlp(
+    x=None, y=None, sizes=None, seed=0, *, activation="tanh", dtype=np.float32
+) -> Problem:
+    """Mean cross entropy of a fully connected classifier.
+
+    x (n, d) and integer labels y (n,) default to ``blobs()``. ``sizes`` are the widths
+    of all layers, (d, ..., classes), by default (d, 32, classes); params are a tuple of
+    {"weights": (in, out), "bias": (out,)}, one a layer. Weights start normal, with
+    variance 2 / (in + out) for "tanh" (Glorot and Bengio, 2010) and 2 / in for "relu"
+    (He et al., 2015); biases start at 0.
+    """
+    if activation not in _MLP:
+        raise ValueError(
+            f'activation must be "tanh" or "relu", got {activation!r}: choose one.'
+        )
+    x, y, classes = _labeled(x, y, None if sizes is None else sizes[-1], dtype, sizes)
+    sizes = (x.shape[1], 32, classes) if sizes is None else tuple(sizes)
+    if len(sizes) < 2 or sizes[0] != x.shape[1]:
+        raise ValueError(
+            f"sizes must be ({x.shape[1]}, ..., classes), got {sizes}: name all layers, "
+            "from the columns of x to the classes."
+        )
+    rng = np.random.default_rng(seed)
+    init = []
+    for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+        fan = before if activation == "relu" else (before + after) / 2
+        weights = rng.normal(size=(before, after)) / np.sqrt(fan)
+        weights = weights * (2**0.5 if activation == "relu" else 1.0)
+        init.append({"weights": weights.astype(dtype), "bias": np.zeros(after, dtype)})
+    return Problem(f"mlp_{activation}", _MLP[activation], tuple(init), (x, y))
+
+
+# Objectives without data: params of shape (n,).
+
+
+def _quadratic(matrix, center, params):
+    r = params - center
+    return 0.5 * jnp.vdot(r, matrix @ r)
+
+
+def _squares(*residuals):
+    return sum(r * r for r in residuals)
+
+
+def _rosenbrock(params):
+    x, y = params[0::2], params[1::2]
+    return jnp.sum(100.0 * (y - x**2) ** 2 + (1.0 - x) ** 2)
+
+
+def _freudenstein_roth(params):  # MGH 2
+    x, y = params
+    return _squares(
+        -13.0 + x + ((5.0 - y) * y - 2.0) * y, -29.0 + x + ((y + 1.0) * y - 14.0) * y
+    )
+
+
+def _brown_badly_scaled(params):  # MGH 4
+    x, y = params
+    return _squares(x - 1e6, y - 2e-6, x * y - 2.0)
+
+
+def _beale(params):  # MGH 5
+    x, y = params
+    return _squares(
+        1.5 - x * (1.0 - y), 2.25 - x * (1.0 - y**2), 2.625 - x * (1.0 - y**3)
+    )
+
+
+def _helical_valley(params):  # MGH 7
+    x, y, z = params
+    # Turned by a quarter, arctan2 has its cut where MGH has it: at x = 0, y < 0, not
+    # through the start.
+    turns = 0.25 - jnp.arctan2(x, y) / (2.0 * jnp.pi)
+    return _squares(10.0 * (z - 10.0 * turns), 10.0 * (jnp.hypot(x, y) - 1.0), z)
+
+
+def _powell_singular(params):  # MGH 13
+    a, b, c, d = params
+    return _squares(
+        a + 10.0 * b, 5.0**0.5 * (c - d), (b - 2.0 * c) ** 2, 10.0**0.5 * (a - d) ** 2
+    )
+
+
+def _wood(params):  # MGH 14
+    a, b, c, d = params
+    return (
+        _squares(10.0 * (b - a**2), 1.0 - a)
+        + _squares(90.0**0.5 * (d - c**2), 1.0 - c)
+        + _squares(10.0**0.5 * (b + d - 2.0), 10.0**-0.5 * (b - d))
+    )
+
+
+def _brown_dennis(params):  # MGH 16, m = 20
+    a, b, c, d = params
+    t = jnp.arange(1, 21, dtype=params.dtype) / 5.0
+    inner = (a + t * b - jnp.exp(t)) ** 2 + (c + d * jnp.sin(t) - jnp.cos(t)) ** 2
+    return jnp.sum(inner**2)
+
+
+def _trigonometric(params):  # MGH 26
+    loss = 1.0 - jnp.cos(params)
+    i = jnp.arange(1, params.size + 1, dtype=params.dtype)
+    return jnp.sum((jnp.sum(loss) + i * loss - jnp.sin(params)) ** 2)
+
+
+def _broyden_tridiagonal(params):  # MGH 30
+    before, after = jnp.pad(params[:-1], (1, 0)), jnp.pad(params[1:], (0, 1))
+    return jnp.sum(((3.0 - 2.0 * params) * params - before - 2.0 * after + 1.0) ** 2)
+
+
+def _booth(params):  # JY 17
+    x, y = params
+    return _squares(x + 2.0 * y - 7.0, 2.0 * x + y - 5.0)
+
+
+def _matyas(params):  # JY 71
+    x, y = params
+    return 0.26 * (x**2 + y**2) - 0.48 * x * y
+
+
+def _himmelblau(params):  # JY 65
+    x, y = params
+    return _squares(x**2 + y - 11.0, x + y**2 - 7.0)
+
+
+# Objectives with data: means over the rows of a batch.
+
+
+def _penalized(loss, penalty, weights):
+    return loss + 0.5 * penalty * jnp.sum(weights**2)
+
+
+def _affine(params, x):
+    return x @ params["weights"] + params["intercept"]
+
+
+def _ridge(penalty, params, batch):
+    x, y = batch
+    loss = 0.5 * jnp.mean((_affine(params, x) - y) ** 2)
+    return _penalized(loss, penalty, params["weights"])
+
+
+def _logistic(penalty, params, batch):
+    x, y = batch
+    z = _affine(params, x)
+    # softplus is logaddexp(0, z)
+    return _penalized(jnp.mean(jax.nn.softplus(z) - y * z), penalty, params["weights"])
+
+
+def _multinomial(penalty, params, batch):
+    x, y = batch
+    loss = _cross_entropy(_affine(params, x), y)
+    return _penalized(loss, penalty, params["weights"])
+
+
+def _cross_entropy(logits, labels):
+    picked = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    return jnp.mean(jax.nn.logsumexp(logits, axis=1) - picked)
+
+
+def _perceptron(activation, params, batch):
+    x, y = batch
+    *hidden, last = params
+    for layer in hidden:
+        x = activation(x @ layer["weights"] + layer["bias"])
+    return _cross_entropy(x @ last["weights"] + last["bias"], y)
+
+
+def _mlp_tanh(params, batch):
+    return _perceptron(jnp.tanh, params, batch)
+
+
+def _mlp_relu(params, batch):
+    return _perceptron(jax.nn.relu, params, batch)
+
+
+_MLP = {"tanh": _mlp_tanh, "relu": _mlp_relu}
+
+
+# Data and answers, in NumPy.
+
+
+def _rows(x, y, dtype):
+    if x is None or y is None:
+        raise ValueError("x and y must come together, got one: pass both, or neither.")
+    x, y = np.asarray(x, dtype), np.asarray(y)
+    if x.ndim != 2 or y.shape != x.shape[:1] or x.size == 0:
+        raise ValueError(
+            "x must have shape (n, d) and y (n,), neither empty, got "
+            f"{x.shape} and {y.shape}: reshape them."
+        )
+    return x, y
+
+
+def _labeled(x, y, classes, dtype, sizes=None):
+    """(x, y, classes), synthetic or checked: integer labels in 0 ... classes - 1."""
+    if x is y is None:
+        classes = 3 if classes is None else classes
+        return *blobs(d=2 if sizes is None else sizes[0], classes=classes, dtype=dtype), classes
+    x, y = _rows(x, y, dtype)
+    classes = int(y.max()) + 1 if classes is None else classes
+    if not np.isin(y, np.arange(classes)).all():
+        raise ValueError(
+            f"y must hold whole numbers from 0 to {classes - 1}, got {np.unique(y)[:5]}: "
+            "number the classes, or pass more of them."
+        )
+    return x, y.astype(np.int32), classes
+
+
+def _solve_ridge(x, y, penalty):
+    """(weights, intercept, minimum): least squares of the centered rows, in float64."""
+    n, d = x.shape
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    x_mean, y_mean = x.mean(axis=0), y.mean()
+    root = np.sqrt(n * float(penalty)) * np.eye(d)
+    left, right = np.vstack([x - x_mean, root]), np.append(y - y_mean, np.zeros(d))
+    weights = np.linalg.lstsq(left, right)[0]
+    value = 0.5 * np.sum((left @ weights - right) ** 2) / n
+    return weights, y_mean - x_mean @ weights, float(value)
+
+
+def _zeros(tree):
+    return jax.tree.map(np.zeros_like, tree)
