@@ -353,11 +353,8 @@ def _needs(spec: Spec, rule, params) -> frozenset:
     fields = fields_used(rule, params)
     if spec.batch_size is not None:
         return frozenset({"anchor"} if "update_norm" in fields else ())
-    return frozenset(fields & {"grad_max", "params_norm"}) | {
-        "update_norm",
-        "moved",
-        "precise",
-    }
+    watched = {"update_norm", "params_norm", "moved", "precise"}
+    return frozenset(fields & {"grad_max"}) | watched
 
 
 def _searches(opt_state) -> bool:

@@ -40,7 +40,8 @@ _MESSAGES = {
     Status.PARAMS_SETTLED: "The parameters no longer change.",
     Status.TARGET_REACHED: "The objective reached its target.",
     Status.MAX_STEPS: "The limit on steps was reached before any stop rule held.",
-    Status.STALLED: "The steps no longer change anything while the gradient is still large.",
+    Status.STALLED: "The run stands still before the gradient is small: the steps are too "
+    "small, or the numbers are at the limit of their precision.",
     Status.DIVERGED: "An iterate was not finite; the last finite one is returned.",
     Status.NON_FINITE: "The start itself is not finite.",
 }

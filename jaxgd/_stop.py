@@ -18,8 +18,8 @@ from jaxgd import _tree
 from jaxgd._loop import Check
 from jaxgd._result import Criterion, Status
 
-# A run whose parameters have not changed in any bit for so many steps will not move
-# again; fewer could be a warm-up from rate 0 or the wait of accumulated gradients.
+# A run that stood still for so many steps will not move again; fewer could be a warm-up
+# from rate 0 or the wait of accumulated gradients.
 STILL_STEPS = 100
 
 # Tolerances of stop="auto" by the precision of the parameters: (atol, rtol).
@@ -216,8 +216,9 @@ class Watch(NamedTuple):
     memory: Any
     started: Any  # bool: the memory holds a check
     value: Any  # the objective at the check before
+    lowest: Any  # the lowest objective at any check
     largest: Any  # the largest gradient norm at any check
-    still: Any  # int32: steps in a row that changed no bit of the parameters
+    still: Any  # int32: steps in a row that stood still
 
 
 def fresh_watch(rule: StopRule, params) -> Watch:
@@ -225,13 +226,15 @@ def fresh_watch(rule: StopRule, params) -> Watch:
     memory = jax.eval_shape(rule.init, Check.like(dtype))
     zero = jnp.zeros((), dtype)
     memory = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), memory)
-    return Watch(memory, jnp.bool_(False), zero, zero, jnp.int32(0))
+    return Watch(memory, jnp.bool_(False), zero, zero + jnp.inf, zero, jnp.int32(0))
 
 
 def make_judge(rule: StopRule, params):
     """``judge(watch, check, moved) -> (watch, code)`` with a ``Status`` code.
 
-    ``moved``: whether the last step changed any parameter, or None where not known.
+    ``moved``: whether the last step changed any parameter, or None where checks are
+    further apart. A step stands still that changes no bit, or that lowers the objective
+    no further and is as small as rounding (a cycle between neighboring numbers).
     A "settled" rule that holds while the gradient is still large is no success: either
     the steps are too small (the gradient has not even halved), or the objective and
     parameters are at the resolution of their dtype (then a gradient of ten times the
@@ -252,14 +255,17 @@ def make_judge(rule: StopRule, params):
             jnp.abs(check.value - watch.value) <= 2 * eps * jnp.abs(check.value)
         )
         if moved is not None:
-            still = jnp.where(moved | ~watch.started, 0, watch.still + 1)
+            rounding = check.update_norm <= 4 * eps * check.params_norm
+            stands = ~moved | (rounding & (check.value >= watch.lowest))
+            still = jnp.where(stands & watch.started, watch.still + 1, 0)
             unresolved = unresolved | (still > 0)
         share = jnp.where(unresolved, 10 * eps**0.5, 0.5)
         large = (check.grad_norm > share * largest) & (check.grad_norm > floor)
         settled = (code == Status.VALUE_SETTLED) | (code == Status.PARAMS_SETTLED)
         code = jnp.where(settled & large, Status.STALLED, code)
         otherwise = jnp.where(still >= STILL_STEPS, Status.STALLED, Status.RUNNING)
-        watch = Watch(memory, jnp.bool_(True), check.value, largest, still)
+        lowest = jnp.fmin(watch.lowest, check.value)
+        watch = Watch(memory, jnp.bool_(True), check.value, lowest, largest, still)
         return watch, jnp.where(holds, code, otherwise).astype(jnp.int32)
 
     return judge

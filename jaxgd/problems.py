@@ -8,7 +8,9 @@ maker share one compiled program. Synthetic data is NumPy and seeded.
 Example:
   >>> import jaxgd
   >>> ridge = jaxgd.problems.ridge()
-  >>> result = jaxgd.minimize(ridge.fun, ridge.init, ridge.data)
+  >>> result = jaxgd.minimize(
+  ...     ridge.fun, ridge.init, ridge.data, learning_rate=0.5
+  ... )
   >>> abs(float(result.value) - ridge.value) < 1e-6
   True
 
@@ -19,6 +21,8 @@ References:
 """
 
 from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -42,7 +46,7 @@ class Problem(NamedTuple):
 
 
 def quadratic(n=10, condition=100.0, seed=0, *, dtype=np.float32) -> Problem:
-    r""":math:`\tfrac12 (x - s)^T A (x - s)`, started at 0, with a random s of shape (n,).
+    r""":math:`\tfrac12 (x - s)^T A (x - s)` from 0, with a random s of shape (n,).
 
     The eigenvalues of A, shape (n, n), are evenly spaced in the logarithm from 1 down
     to 1 / condition, in a random orthogonal basis: the largest curvature is 1, so plain
@@ -60,7 +64,7 @@ def quadratic(n=10, condition=100.0, seed=0, *, dtype=np.float32) -> Problem:
 def rosenbrock(n=2, *, dtype=np.float32) -> Problem:
     """The valley of n / 2 independent pairs, n even: MGH 1 and, extended, MGH 21."""
     if n < 2 or n % 2:
-        raise ValueError(f"n must be even and at least 2, got {n}: pairs share a valley.")
+        raise ValueError(f"n must be even and positive, got {n}: take n + 1.")
     init = np.tile(np.array([-1.2, 1.0], dtype), n // 2)
     return Problem(f"rosenbrock_{n}", _rosenbrock, init, None, np.ones(n, dtype), 0.0)
 
@@ -68,35 +72,35 @@ def rosenbrock(n=2, *, dtype=np.float32) -> Problem:
 def classical(*, dtype=np.float32) -> tuple[Problem, ...]:
     """Fourteen test functions with their published starts and minima.
 
+    Starts are those of MGH, for Booth, Matyas and Himmelblau those of ensmallen.
+
     Where a function has several minima, value and solution are those that descent from
     the start runs into. ``brown_badly_scaled`` (minimizer (1e6, 2e-6)) and
     ``powell_singular`` (singular Hessian at the minimizer) are hard in float32.
     """
-    n = 10
-
-    def problem(name, fun, init, solution=None, value=0.0):
-        if solution is not None:
-            solution = np.array(solution, dtype)
-        return Problem(name, fun, np.array(init, dtype), None, solution, value)
-
-    # The global minimum of Freudenstein and Roth is 0 at (5, 4), across a ridge.
-    hollow = ((53 - 4 * 22**0.5) / 3, (2 - 22**0.5) / 3)
-    return (
-        rosenbrock(2, dtype=dtype),
-        problem("freudenstein_roth", _freudenstein_roth, (0.5, -2.0), hollow, 48.98425),
-        problem("brown_badly_scaled", _brown_badly_scaled, (1.0, 1.0), (1e6, 2e-6)),
-        problem("beale", _beale, (1.0, 1.0), (3.0, 0.5)),
-        problem("helical_valley", _helical_valley, (-1.0, 0.0, 0.0), (1.0, 0.0, 0.0)),
-        problem("powell_singular", _powell_singular, (3.0, -1.0, 0.0, 1.0), np.zeros(4)),
-        problem("wood", _wood, (-3.0, -1.0, -3.0, -1.0), np.ones(4)),
-        problem("brown_dennis", _brown_dennis, (25.0, 5.0, -5.0, -1.0), None, 85822.2),
-        rosenbrock(n, dtype=dtype),
-        problem("trigonometric", _trigonometric, np.full(n, 1 / n), None, 2.79506e-5),
-        problem("broyden_tridiagonal", _broyden_tridiagonal, np.full(n, -1.0)),
-        problem("booth", _booth, (-9.0, -9.0), (1.0, 3.0)),
-        problem("matyas", _matyas, (-3.0, 3.0), (0.0, 0.0)),
-        problem("himmelblau", _himmelblau, (5.0, -5.0)),
+    # The global minimum of Freudenstein and Roth is 0 at (5, 4), beyond a ridge.
+    beside = (53 - 4 * 22**0.5) / 3, (2 - 22**0.5) / 3
+    table = (  # name, fun, init, solution, value
+        ("freudenstein_roth", _freudenstein_roth, (0.5, -2), beside, 48.98425367924),
+        ("brown_badly_scaled", _brown_badly_scaled, (1, 1), (1e6, 2e-6), 0.0),
+        ("beale", _beale, (1, 1), (3, 0.5), 0.0),
+        ("helical_valley", _helical_valley, (-1, 0, 0), (1, 0, 0), 0.0),
+        ("powell_singular", _powell_singular, (3, -1, 0, 1), np.zeros(4), 0.0),
+        ("wood", _wood, (-3, -1, -3, -1), np.ones(4), 0.0),
+        ("brown_dennis", _brown_dennis, (25, 5, -5, -1), None, 85822.20162635627),
+        ("trigonometric", _trigonometric, np.full(10, 0.1), None, 2.7950561218792e-5),
+        ("broyden_tridiagonal", _broyden_tridiagonal, -np.ones(10), None, 0.0),
+        ("booth", _booth, (-9, -9), (1, 3), 0.0),
+        ("matyas", _matyas, (-3, 3), (0, 0), 0.0),
+        ("himmelblau", _himmelblau, (5, -5), None, 0.0),
     )
+    problems = [rosenbrock(2, dtype=dtype), rosenbrock(10, dtype=dtype)]
+    for name, fun, init, solution, value in table:
+        solution = None if solution is None else np.array(solution, dtype)
+        problems.append(
+            Problem(name, fun, np.array(init, dtype), None, solution, value)
+        )
+    return tuple(problems)
 
 
 # With data.
@@ -135,49 +139,49 @@ def least_squares(x=None, y=None, *, dtype=np.float32) -> Problem:
 
 
 def ridge(x=None, y=None, penalty=0.1, *, dtype=np.float32) -> Problem:
-    r""":math:`\tfrac12` mean((x w + b - y)^2) :math:`+ \tfrac{\text{penalty}}2 \|w\|^2`.
+    r""":math:`\tfrac12` mean((x w + b - y)^2) :math:`+ \tfrac12` penalty |w|^2.
 
     x (n, d) and y (n,) default to ``linear_data()``; params are {"weights": (d,),
     "intercept": ()}, the intercept free of penalty. The solution is in closed form, in
     float64 (scikit-learn's Ridge with alpha = n * penalty).
     """
-    x, y = linear_data(dtype=dtype) if x is y is None else _rows(x, y, dtype)
+    x, y = _rows(x, y, dtype, linear_data)
     y = y.astype(dtype)
     weights, intercept, value = _solve_ridge(x, y, penalty)
-    solution = {"weights": weights.astype(dtype), "intercept": intercept.astype(dtype)}
+    solution = {"weights": weights, "intercept": intercept}
+    solution = {name: np.asarray(leaf, dtype) for name, leaf in solution.items()}
     fun = Partial(_ridge, np.asarray(penalty, dtype))
-    return Problem("ridge", fun, _zeros(solution), (x, y), solution, value)
+    return Problem("ridge", fun, _linear_init(x, (), dtype), (x, y), solution, value)
 
 
 def logistic(x=None, y=None, penalty=0.1, *, dtype=np.float32) -> Problem:
-    r"""mean(log(1 + exp(z)) - y z) :math:`+ \tfrac{\text{penalty}}2 \|w\|^2`, z = x w + b.
+    r"""mean(log(1 + exp(z)) - y z) :math:`+ \tfrac12` penalty |w|^2, z = x w + b.
 
     x (n, d) and labels y (n,) in {0, 1} default to two ``blobs()``; params are as for
     ``ridge`` (scikit-learn's LogisticRegression with C = 1 / (n * penalty)).
     """
-    x, y = blobs(classes=2, dtype=dtype) if x is y is None else _rows(x, y, dtype)
-    if not np.isin(y, (0, 1)).all():
-        raise ValueError(f"y must hold 0 and 1, got {np.unique(y)[:5]}: map the labels.")
-    init = {"weights": np.zeros(x.shape[1], dtype), "intercept": np.zeros((), dtype)}
+    x, y = _rows(x, y, dtype, partial(blobs, classes=2))
+    _check_labels(y, 2)
     fun = Partial(_logistic, np.asarray(penalty, dtype))
-    return Problem("logistic", fun, init, (x, y.astype(dtype)))
+    data = x, y.astype(dtype)
+    return Problem("logistic", fun, _linear_init(x, (), dtype), data)
 
 
 def multinomial(
     x=None, y=None, classes=None, penalty=0.1, *, dtype=np.float32
 ) -> Problem:
-    r"""mean(logsumexp(z) - z[y]) :math:`+ \tfrac{\text{penalty}}2 \|w\|^2`, z = x w + b.
+    r"""mean(logsumexp(z) - z[y]) :math:`+ \tfrac12` penalty |w|^2, z = x w + b.
 
     x (n, d) and integer labels y (n,) default to ``blobs()``, classes to the largest
-    label + 1; params are {"weights": (d, classes), "intercept": (classes,)}.
+    label + 1; params are {"weights": (d, classes), "intercept": (classes,)}. The
+    intercept is unique up to a constant.
     """
-    x, y, classes = _labeled(x, y, classes, dtype)
-    init = {
-        "weights": np.zeros((x.shape[1], classes), dtype),
-        "intercept": np.zeros(classes, dtype),
-    }
+    x, y = _rows(x, y, dtype, partial(blobs, classes=classes or 3))
+    classes = int(y.max()) + 1 if classes is None else classes
+    _check_labels(y, classes)
     fun = Partial(_multinomial, np.asarray(penalty, dtype))
-    return Problem("multinomial", fun, init, (x, y))
+    data = x, y.astype(np.int32)
+    return Problem("multinomial", fun, _linear_init(x, (classes,), dtype), data)
 
 
 def mlp(
@@ -195,21 +199,25 @@ def mlp(
         raise ValueError(
             f'activation must be "tanh" or "relu", got {activation!r}: choose one.'
         )
-    x, y, classes = _labeled(x, y, None if sizes is None else sizes[-1], dtype, sizes)
-    sizes = (x.shape[1], 32, classes) if sizes is None else tuple(sizes)
+    d, classes = (2, 3) if sizes is None else (sizes[0], sizes[-1])
+    x, y = _rows(x, y, dtype, partial(blobs, d=d, classes=classes))
+    sizes = (x.shape[1], 32, int(y.max()) + 1) if sizes is None else tuple(sizes)
     if len(sizes) < 2 or sizes[0] != x.shape[1]:
         raise ValueError(
-            f"sizes must be ({x.shape[1]}, ..., classes), got {sizes}: name all layers, "
-            "from the columns of x to the classes."
+            f"sizes must be ({x.shape[1]}, ..., classes), got {sizes}: name every "
+            "layer, from the columns of x to the classes."
         )
+    _check_labels(y, sizes[-1])
     rng = np.random.default_rng(seed)
     init = []
-    for before, after in zip(sizes[:-1], sizes[1:], strict=True):
-        fan = before if activation == "relu" else (before + after) / 2
-        weights = rng.normal(size=(before, after)) / np.sqrt(fan)
-        weights = weights * (2**0.5 if activation == "relu" else 1.0)
-        init.append({"weights": weights.astype(dtype), "bias": np.zeros(after, dtype)})
-    return Problem(f"mlp_{activation}", _MLP[activation], tuple(init), (x, y))
+    for fan_in, fan_out in pairwise(sizes):
+        fans = fan_in if activation == "relu" else fan_in + fan_out
+        weights = rng.normal(scale=np.sqrt(2 / fans), size=(fan_in, fan_out))
+        init.append(
+            {"weights": weights.astype(dtype), "bias": np.zeros(fan_out, dtype)}
+        )
+    data = x, y.astype(np.int32)
+    return Problem(f"mlp_{activation}", _MLP[activation], tuple(init), data)
 
 
 # Objectives without data: params of shape (n,).
@@ -290,17 +298,17 @@ def _broyden_tridiagonal(params):  # MGH 30
     return jnp.sum(((3.0 - 2.0 * params) * params - before - 2.0 * after + 1.0) ** 2)
 
 
-def _booth(params):  # JY 17
+def _booth(params):  # JY
     x, y = params
     return _squares(x + 2.0 * y - 7.0, 2.0 * x + y - 5.0)
 
 
-def _matyas(params):  # JY 71
+def _matyas(params):  # JY
     x, y = params
     return 0.26 * (x**2 + y**2) - 0.48 * x * y
 
 
-def _himmelblau(params):  # JY 65
+def _himmelblau(params):  # JY
     x, y = params
     return _squares(x**2 + y - 11.0, x + y**2 - 7.0)
 
@@ -308,8 +316,8 @@ def _himmelblau(params):  # JY 65
 # Objectives with data: means over the rows of a batch.
 
 
-def _penalized(loss, penalty, weights):
-    return loss + 0.5 * penalty * jnp.sum(weights**2)
+def _penalty(penalty, params):
+    return 0.5 * (penalty * jnp.sum(params["weights"] ** 2))
 
 
 def _affine(params, x):
@@ -318,21 +326,18 @@ def _affine(params, x):
 
 def _ridge(penalty, params, batch):
     x, y = batch
-    loss = 0.5 * jnp.mean((_affine(params, x) - y) ** 2)
-    return _penalized(loss, penalty, params["weights"])
+    return 0.5 * jnp.mean((_affine(params, x) - y) ** 2) + _penalty(penalty, params)
 
 
 def _logistic(penalty, params, batch):
     x, y = batch
     z = _affine(params, x)
-    # softplus is logaddexp(0, z)
-    return _penalized(jnp.mean(jax.nn.softplus(z) - y * z), penalty, params["weights"])
+    return jnp.mean(jnp.logaddexp(z, 0.0) - y * z) + _penalty(penalty, params)
 
 
 def _multinomial(penalty, params, batch):
     x, y = batch
-    loss = _cross_entropy(_affine(params, x), y)
-    return _penalized(loss, penalty, params["weights"])
+    return _cross_entropy(_affine(params, x), y) + _penalty(penalty, params)
 
 
 def _cross_entropy(logits, labels):
@@ -362,7 +367,10 @@ _MLP = {"tanh": _mlp_tanh, "relu": _mlp_relu}
 # Data and answers, in NumPy.
 
 
-def _rows(x, y, dtype):
+def _rows(x, y, dtype, synthetic):
+    """(x, y), checked, x in ``dtype``; ``synthetic`` where neither is given."""
+    if x is None and y is None:
+        return synthetic(dtype=dtype)
     if x is None or y is None:
         raise ValueError("x and y must come together, got one: pass both, or neither.")
     x, y = np.asarray(x, dtype), np.asarray(y)
@@ -374,19 +382,17 @@ def _rows(x, y, dtype):
     return x, y
 
 
-def _labeled(x, y, classes, dtype, sizes=None):
-    """(x, y, classes), synthetic or checked: integer labels in 0 ... classes - 1."""
-    if x is y is None:
-        classes = 3 if classes is None else classes
-        return *blobs(d=2 if sizes is None else sizes[0], classes=classes, dtype=dtype), classes
-    x, y = _rows(x, y, dtype)
-    classes = int(y.max()) + 1 if classes is None else classes
+def _check_labels(y, classes):
     if not np.isin(y, np.arange(classes)).all():
         raise ValueError(
-            f"y must hold whole numbers from 0 to {classes - 1}, got {np.unique(y)[:5]}: "
-            "number the classes, or pass more of them."
+            f"y must hold whole numbers from 0 to {classes - 1}, got labels such as "
+            f"{np.setdiff1d(y, np.arange(classes))[0]}: number the classes from 0."
         )
-    return x, y.astype(np.int32), classes
+
+
+def _linear_init(x, outputs, dtype):
+    weights = np.zeros((x.shape[1], *outputs), dtype)
+    return {"weights": weights, "intercept": np.zeros(outputs, dtype)}
 
 
 def _solve_ridge(x, y, penalty):
@@ -399,7 +405,3 @@ def _solve_ridge(x, y, penalty):
     weights = np.linalg.lstsq(left, right)[0]
     value = 0.5 * np.sum((left @ weights - right) ** 2) / n
     return weights, y_mean - x_mean @ weights, float(value)
-
-
-def _zeros(tree):
-    return jax.tree.map(np.zeros_like, tree)
