@@ -64,10 +64,10 @@ def print_side_by_side(texts, width=45):
 
 def draw_losses(results, n, target, path):
     """Draws the loss of all ``n`` training rows over the epochs."""
-    _, ax = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
+    figure, ax = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
     for name, result in results.items():
         batch_size = REGIMES[name]["batch_size"]
-        # Each step of batch descent sees all rows; the others are checked once an epoch.
+        # A step of batch descent sees all rows; the others are checked every epoch.
         curve = result.checks if batch_size else result.history
         epochs, end = curve.step * (batch_size or n) / n, result.rows_seen / n
         label = f"{name}: {result.steps} steps, {end:.0f} epochs"
@@ -78,8 +78,8 @@ def draw_losses(results, n, target, path):
     ax.set(xlabel="epochs", ylabel="loss on all training rows")
     ax.set_title(f"The same loss, {target}, at three prices", fontsize="medium")
     ax.legend()
-    ax.figure.savefig(path, dpi=110)
-    plt.close(ax.figure)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def main(output="quickstart.png", target=0.1):
@@ -104,6 +104,8 @@ def main(output="quickstart.png", target=0.1):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", default="quickstart.png", help="path of the picture")
+    parser = argparse.ArgumentParser(description="Digits in three regimes.")
+    parser.add_argument(
+        "--output", default="quickstart.png", help="path of the picture"
+    )
     main(parser.parse_args().output)

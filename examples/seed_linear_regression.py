@@ -30,15 +30,18 @@ def main(learning_rate=0.01, iterations=(0, 1, 10, 100, 1000)):
     """Prints both descents; returns the last result and the largest difference."""
     start = np.zeros(2, np.float32)
     differences = []
-    print("iteration  by   theta                       objective")
+    print("iteration  by     theta                     objective")
     for steps in iterations:
         result = jaxgd.minimize(
             objective, start, (X, Y), learning_rate=learning_rate, max_steps=steps
         )
         by_hand = descend_in_numpy(start, learning_rate, steps)
-        for by, theta in [("jaxgd", result.params), ("NumPy", by_hand)]:
-            value = objective(theta, (X, Y))
-            print(f"{steps:9}  {by}  [{theta[0]:.7f}, {theta[1]:.7f}]  {value:.7f}")
+        half_mse = np.mean((X @ by_hand - Y) ** 2) / 2
+        for by, theta, value in [
+            ("jaxgd", result.params, result.value),
+            ("NumPy", by_hand, half_mse),
+        ]:
+            print(f"{steps:9}  {by}  [{theta[0]:.6f}, {theta[1]:.6f}]  {value:12.6f}")
         differences.append(np.abs(result.params - by_hand).max())
     print(f"\nlargest difference in theta: {max(differences):.1e} (float32)\n")
     print(result)

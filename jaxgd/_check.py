@@ -7,6 +7,7 @@ is split into numbers (data) and structure (the program's key).
 
 import inspect
 import math
+import operator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -16,8 +17,10 @@ import numpy as np
 
 from jaxgd import _tree
 from jaxgd._gradient import count_rows, make_objective
+from jaxgd._loop import Check, Run
+from jaxgd._result import Status
 from jaxgd._rows import as_key
-from jaxgd._rules import check_factory, describe, is_rule
+from jaxgd._rules import call_factory, check_factory, describe, is_rule
 from jaxgd._source import bytes_computed
 from jaxgd._stop import StopRule, auto_rule
 from jaxgd._tree import Split
@@ -44,6 +47,7 @@ class Spec(NamedTuple):
     history_rows: int
     exactly: int | None  # steps of a static scan
     lanes: bool  # under vmap
+    work: int = 0  # bytes of intermediate results in one gradient
 
 
 class Numbers(NamedTuple):
@@ -83,32 +87,21 @@ def check_all(
     history_rows,
 ) -> tuple[Spec, Numbers, Any]:
     """(structure, numbers, limit on steps)."""
-    for name, flag in (
-        ("has_aux", has_aux),
-        ("with_key", with_key),
-        ("final_evaluation", final_evaluation),
-    ):
-        if not isinstance(flag, bool | np.bool_):
-            raise TypeError(f"{name} must be True or False, got {flag!r}: pass a bool.")
-    if not callable(fun):
-        raise TypeError(
-            f"fun must be a function of (params, ...), got {describe(fun)}: pass the "
-            "objective itself."
-        )
-    params = _params(params)
+    flag("has_aux", has_aux)
+    flag("with_key", with_key)
+    flag("final_evaluation", final_evaluation)
+    function("fun", fun)
+    params = numbers_of(params)
     data, n = _data(data)
-    args = _args(args, _tree.real_dtype(params))
+    args = extra(args, _tree.real_dtype(params))
     batch_size = _batch_size(batch_size, n)
-    microbatch_size = _block("microbatch_size", microbatch_size, n)
+    microbatch_size = _microbatch_size(microbatch_size, n)
     strata = _strata(strata, n, batch_size, data)
-    history_rows = whole("history_rows", history_rows, low=0)
-    if state is not None and key is not None:
-        raise ValueError(
-            "key must not be given with state, which carries its own: leave key out."
-        )
-    key = as_key(0 if key is None else key)
+    history_rows = whole("history_rows", history_rows, low=0, high=_LAST_STEP)
+    if state is not None:
+        key = _key_of(state, key)
     _call_fits(fun, n, args, with_key)
-    _update_rule(learning_rate, optimizer, hyperparams, batch_size)
+    _update_rule(learning_rate, optimizer, hyperparams)
     exactly, limit = _limit(max_steps, epochs, n, batch_size, stop)
     rule = _stop(stop, params, batch_size)
 
@@ -127,7 +120,7 @@ def check_all(
         rate_numbers,
         hyper_numbers,
         stop_numbers,
-        key,
+        (),
     )
     spec = Spec(
         fun=fun_rest,
@@ -147,9 +140,13 @@ def check_all(
         exactly=exactly,
         # Under vmap a loop with a traced trip count selects its whole carry at every
         # step, a static scan does not.
-        lanes=any(type(x).__name__ == "BatchTracer" for x in jax.tree.leaves(numbers)),
+        lanes=any(
+            type(x).__name__ == "BatchTracer" for x in jax.tree.leaves((numbers, key))
+        ),
     )
-    return spec, numbers, limit
+    spec = spec._replace(work=_work_of(spec, numbers))
+    # Last, since making a key out of a seed compiles where it is the first one.
+    return spec, numbers._replace(key=as_key(0 if key is None else key)), limit
 
 
 def objective_of(spec: Spec, numbers: Numbers, block=None):
@@ -158,8 +155,12 @@ def objective_of(spec: Spec, numbers: Numbers, block=None):
 
 
 def work_per_step(spec: Spec, numbers: Numbers) -> int:
-    """Bytes of intermediate results in one gradient; raises if ``fun`` does not fit."""
-    leaves, treedef = jax.tree.flatten(numbers._replace(key=()))
+    return spec.work
+
+
+def _work_of(spec: Spec, numbers: Numbers) -> int:
+    """Bytes of intermediate results in one gradient; raises if a function is no fit."""
+    leaves, treedef = jax.tree.flatten(numbers)
     shapes = tuple((np.shape(x), jnp.result_type(x)) for x in leaves)
     traced = any(isinstance(x, jax.core.Tracer) for x in leaves)
     trace = _work.__wrapped__ if traced else _work
@@ -177,12 +178,23 @@ def _work(spec: Spec, shapes, treedef) -> int:
         )
     key = jax.eval_shape(lambda: jax.random.key(0)) if spec.with_key else None
 
-    def out(numbers, rows, key):
+    def call_each(numbers, rows, key, step, check):
         fun = spec.fun.join(numbers.fun)
         positional = (numbers.params, *(() if rows is None else (rows,)), *numbers.args)
-        return fun(*positional) if key is None else fun(*positional, key=key)
+        keyword = {"key": key} if spec.with_key else {}
+        _objective_fits(fun(*positional, **keyword), spec.has_aux)
+        rate = spec.learning_rate.join(numbers.learning_rate)
+        if callable(rate):
+            _schedule_fits(rate, rate(step))
+        if spec.factory:
+            hyperparams = spec.hyperparams.join(numbers.hyperparams)
+            call_factory(spec.optimizer.join(numbers.optimizer), rate, hyperparams)
+        if spec.stop is not None:
+            _rule_fits(spec.stop.join(numbers.stop), check)
 
-    _scalar(jax.eval_shape(out, numbers, rows, key), spec.has_aux)
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    check = Check.like(_tree.real_dtype(numbers.params))
+    jax.eval_shape(call_each, numbers, rows, key, step, check)
     jaxpr = jax.make_jaxpr(
         lambda numbers, rows, key: objective_of(spec, numbers).value_and_grad(
             numbers.params, rows, key
@@ -191,120 +203,206 @@ def _work(spec: Spec, shapes, treedef) -> int:
     return bytes_computed(jaxpr.jaxpr)
 
 
-def _scalar(out, has_aux) -> None:
+def _objective_fits(out, has_aux) -> None:
+    what = "fun must return a real floating scalar"
     if has_aux:
         if not (isinstance(out, tuple) and len(out) == 2):
             raise TypeError(
-                f"fun must return a pair (value, aux) with has_aux=True, got {_shape(out)}: "
-                "return both, or leave has_aux out."
+                "fun must return a pair (value, aux) with has_aux=True, got "
+                f"{_form(out)}: return both, or leave has_aux out."
             )
-        out = out[0]
-    if not isinstance(out, jax.ShapeDtypeStruct):
+        out, aux = out
+        for path, leaf in jax.tree_util.tree_leaves_with_path(aux):
+            if _dtype(leaf) is None:
+                raise TypeError(
+                    f"fun must return arrays in aux, got {describe(leaf)} as "
+                    f"aux{jax.tree_util.keystr(path)}: leave it out."
+                )
+    dtype = _dtype(out)
+    if dtype is None:
         raise TypeError(
-            f"fun must return a real floating scalar, got {_shape(out)}: return the "
-            "objective alone, or (value, aux) with has_aux=True."
+            f"{what}, got {_form(out)}: return the objective alone, or (value, aux) "
+            "with has_aux=True."
         )
-    if not jnp.issubdtype(out.dtype, jnp.floating):
-        fix = "take jnp.real or jnp.abs" if jnp.issubdtype(
-            out.dtype, jnp.complexfloating
-        ) else "convert it to float"
+    if not jnp.issubdtype(dtype, jnp.floating):
+        is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
+        fix = "take jnp.real or jnp.abs of it" if is_complex else "convert it to float"
+        raise TypeError(f"{what}, got {_form(out)}: {fix}.")
+    if np.shape(out) != ():
+        raise ValueError(
+            f"{what}, got shape {np.shape(out)}: reduce it, for example with jnp.mean "
+            "over the rows."
+        )
+
+
+def _schedule_fits(rate, out) -> None:
+    came = (
+        f"learning_rate as a schedule must return a real scalar, {describe(rate)} "
+        f"returned {_form(out)}: pass a function step -> rate, for example an optax "
+        "schedule."
+    )
+    if not _is_real(_dtype(out)):
+        raise TypeError(came)
+    if np.shape(out) != ():
+        raise ValueError(came)
+
+
+def _rule_fits(rule: StopRule, check) -> None:
+    """Whether the functions of a rule, and of its parts, return what they should."""
+    for part in _parts(rule):
+        _rule_fits(part, check)
+    memory = rule.init(check)
+    out = rule.update(memory, check)
+    if not (isinstance(out, tuple | list) and len(out) == 2):
         raise TypeError(
-            f"fun must return a real floating scalar, got dtype {out.dtype}: {fix}."
+            "stop: update of a StopRule must return a pair (memory, holds), got "
+            f"{_form(out)}: return both."
         )
-    if out.shape != ():
+    new, holds = out
+    came = (
+        "stop: update of a StopRule must return a bool scalar as holds, got "
+        f"{_form(holds)}: return for example jnp.all(...) of a comparison."
+    )
+    if _dtype(holds) != np.bool_:
+        raise TypeError(came)
+    if np.shape(holds) != ():
+        raise ValueError(came)
+    if jax.tree.map(np.shape, new) != jax.tree.map(np.shape, memory):
         raise ValueError(
-            f"fun must return a scalar, got shape {out.shape}: reduce it, for example "
-            "with jnp.mean over the rows."
+            "stop: update of a StopRule must return memory of the form that init made, "
+            f"{_form(memory)}, got {_form(new)}: return the same tree and shapes."
         )
 
 
-def _shape(out) -> str:
-    return str(jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", out))
+def _parts(rule: StopRule) -> list:
+    """The rules that any_of or all_of made one rule of."""
+    leaves = jax.tree.leaves(rule.init, is_leaf=lambda x: isinstance(x, StopRule))
+    return [leaf for leaf in leaves if isinstance(leaf, StopRule)]
 
 
-def _params(params):
-    paths = jax.tree_util.tree_leaves_with_path(params)
-    for path, leaf in paths:
-        name = "params" + jax.tree_util.keystr(path)
-        dtype = _dtype(name, leaf)
-        if not jnp.issubdtype(dtype, jnp.inexact):
-            raise TypeError(
-                f"{name} must be floating or complex, got {dtype}: convert it, for example "
-                "with jnp.asarray(x, jnp.float32), or pass it in args."
-            )
-    if sum(math.prod(np.shape(leaf)) for _, leaf in paths) == 0:
-        raise ValueError(
-            f"params must hold at least one number, got {params!r}: pass a pytree of arrays."
-        )
-    # NumPy memory may be taken over by a device array without a copy.
-    return jax.tree.map(
-        lambda x: np.array(x, _narrow(x)) if not isinstance(x, jax.Array) else _tree.as_number(x, None),
-        params,
+def _form(tree) -> str:
+    """A pytree as an error shows it: arrays by dtype and shape."""
+
+    def one(leaf):
+        array = isinstance(leaf, np.ndarray | jax.Array)
+        return f"{leaf.dtype}{list(leaf.shape)}" if array else describe(leaf)
+
+    form = jax.tree.map(one, tree)
+    return _short(form if isinstance(form, str) else str(form).replace("'", ""))
+
+
+def _dtype(leaf):
+    """The dtype of numbers that JAX knows, or None."""
+    if isinstance(leaf, bool | int | float | complex):
+        return np.dtype(type(leaf))
+    if not isinstance(leaf, np.generic | np.ndarray | jax.Array):
+        return None
+    dtype = leaf.dtype
+    if jnp.issubdtype(dtype, jax.dtypes.extended) or dtype == np.bool_:
+        return dtype
+    widest = 16 if dtype.kind == "c" else 8  # no long double
+    known = jnp.issubdtype(dtype, jnp.number) and dtype.itemsize <= widest
+    return dtype if known else None
+
+
+def _is_real(dtype) -> bool:
+    return dtype is not None and (
+        jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
     )
 
 
-def _narrow(leaf):
-    return jax.dtypes.canonicalize_dtype(np.result_type(leaf) if isinstance(leaf, float | complex) else leaf.dtype)
+def _wrong_kind(name, what, leaf, fix) -> TypeError:
+    array = isinstance(leaf, np.ndarray | jax.Array)
+    came = f"dtype {leaf.dtype}" if array else describe(leaf)
+    return TypeError(f"{name} must be {what}, got {came}: {fix}.")
 
 
-def _dtype(name, leaf):
-    if isinstance(leaf, bool | int | float | complex):
-        return np.dtype(type(leaf))
-    dtype = getattr(leaf, "dtype", None)
-    if dtype is None or not hasattr(leaf, "shape"):
-        raise TypeError(
-            f"{name} must be an array, got {describe(leaf)}: convert it with jnp.asarray."
+def numbers_of(params):
+    """``params`` as arrays of floating or complex numbers."""
+    paths = jax.tree_util.tree_leaves_with_path(params)
+    for path, leaf in paths:
+        name, dtype = "params" + jax.tree_util.keystr(path), _dtype(leaf)
+        if dtype is None:
+            fix = "pass arrays of numbers, such as jnp.asarray makes"
+            raise _wrong_kind(name, "a floating or complex array", leaf, fix)
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            fix = "convert it with jnp.asarray(x, jnp.float32), or pass it in args"
+            raise _wrong_kind(name, "a floating or complex array", leaf, fix)
+    if sum(math.prod(np.shape(leaf)) for _, leaf in paths) == 0:
+        raise ValueError(
+            f"params must hold at least one number, got {describe(params)}: pass a "
+            "pytree of floating arrays."
         )
-    if jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
-        return dtype
-    if np.dtype(dtype).kind not in "biufcV":
-        raise TypeError(
-            f"{name} must be an array of numbers, got dtype {dtype}: encode it as numbers."
-        )
-    return dtype
+    # NumPy memory may be taken over by a device array without a copy.
+    return jax.tree.map(
+        lambda x: (
+            _tree.as_number(x, None)
+            if isinstance(x, jax.Array)
+            else np.array(x, jax.dtypes.canonicalize_dtype(_dtype(x)))
+        ),
+        params,
+    )
 
 
 def _data(data):
     if data is None:
         return None, None
+    fix = "convert lists and tables with np.asarray, pass single numbers in args"
+    if hasattr(data, "__next__"):
+        raise TypeError(
+            f"data must be a pytree of arrays, got a {type(data).__name__}: collect "
+            "its rows in arrays first."
+        )
     paths = jax.tree_util.tree_leaves_with_path(data)
     if not paths:
         raise ValueError(
-            f"data must hold at least one array, got {data!r}: pass arrays, or leave data out."
+            f"data must hold at least one array, got {data!r}: pass arrays, or leave "
+            "data out."
         )
     rows = {}
     for path, leaf in paths:
         name = "data" + jax.tree_util.keystr(path)
-        if isinstance(leaf, bool | int | float | complex | str):
-            raise TypeError(
-                f"{name} must be an array with a leading axis of rows, got {leaf!r}: lists "
-                "are pytrees of numbers; convert them with np.asarray."
-            )
-        _dtype(name, leaf)
+        if not hasattr(leaf, "dtype"):
+            raise _wrong_kind(name, "an array with a leading axis of rows", leaf, fix)
+        if _dtype(leaf) is None:
+            encode = "encode it as numbers, in an array such as np.asarray makes"
+            raise _wrong_kind(name, "an array of numbers", leaf, encode)
         if leaf.ndim == 0:
             raise ValueError(
-                f"{name} must have a leading axis of rows, got a scalar: pass it in args."
+                f"{name} must have a leading axis of rows, got a scalar: pass it in "
+                "args."
             )
         rows[name] = leaf.shape[0]
     if len(set(rows.values())) > 1:
         lengths = ", ".join(f"{name} has {count}" for name, count in rows.items())
         raise ValueError(
-            f"data must have equally many rows in every array, got lengths that differ: "
-            f"{lengths}. Cut them to one length."
+            "data must have equally many rows in every array, got different lengths "
+            f"({_short(lengths)}): cut them to one length."
         )
     n = count_rows(data)
     if not 1 <= n <= _LAST_STEP:
-        raise ValueError(f"data must have between 1 and 2**31 - 1 rows, got {n}: pass rows.")
+        fix = "pass fewer rows" if n else "pass rows, or leave data out"
+        raise ValueError(f"data must have 1 to 2**31 - 1 rows, got {n}: {fix}.")
     return jax.tree.map(lambda x: _tree.as_number(x, None), data), n
 
 
-def _args(args, dtype):
+def extra(args, dtype):
+    """``args`` as a tuple of pytrees of arrays."""
     if not isinstance(args, tuple | list):
         raise TypeError(
-            f"args must be a tuple, got {describe(args)}: pass args=(x,) for one argument."
+            f"args must be a tuple, got {describe(args)}: pass args=(x,) for one "
+            "argument."
         )
     for path, leaf in jax.tree_util.tree_leaves_with_path(tuple(args)):
-        _dtype("args" + jax.tree_util.keystr(path), leaf)
+        name = "args" + jax.tree_util.keystr(path)
+        if _dtype(leaf) is None:
+            fix = "pass numbers; bind the rest to fun, for example by functools.partial"
+            raise _wrong_kind(name, "an array of numbers", leaf, fix)
+        if isinstance(leaf, int | np.integer) and not -(2**31) <= leaf < 2**31:
+            raise ValueError(
+                f"{name} must fit in int32, got {leaf}: pass an array of the dtype you "
+                "want."
+            )
     return jax.tree.map(lambda x: _tree.as_number(x, dtype), tuple(args))
 
 
@@ -319,12 +417,15 @@ def _batch_size(batch_size, n):
     return whole("batch_size", batch_size, low=1, high=n, high_is="the number of rows")
 
 
-def _block(name, size, n):
+def _microbatch_size(size, n):
     if size is None:
         return None
     if n is None:
-        raise ValueError(f"{name} needs data, got {size!r} without data: leave it out.")
-    return whole(name, size, low=1)
+        raise ValueError(
+            f"microbatch_size needs data, got microbatch_size={size!r} without data: "
+            "leave it out."
+        )
+    return whole("microbatch_size", size, low=1)
 
 
 def _strata(strata, n, batch_size, data):
@@ -334,15 +435,15 @@ def _strata(strata, n, batch_size, data):
         return shards if fits else 1
     if batch_size is None:
         raise ValueError(
-            f"strata needs batch_size, got strata={strata!r} without it: all rows are taken "
-            "every step; leave strata out."
+            f"strata needs batch_size, got strata={strata!r} without it: all rows are "
+            "taken every step; leave strata out."
         )
     strata = whole("strata", strata, low=1)
     for name, number in (("the number of rows", n), ("batch_size", batch_size)):
         if number % strata:
             raise ValueError(
-                f"strata must divide {name} = {number}, got {strata}: pass a divisor of "
-                f"{math.gcd(n, batch_size)}."
+                f"strata must divide {name} = {number}, got {strata}: pass a divisor "
+                f"of {math.gcd(n, batch_size)}."
             )
     return strata
 
@@ -368,105 +469,136 @@ def _call_fits(fun, n, args, with_key) -> None:
     except TypeError as error:
         call = ", ".join(wanted + (["key=key"] if with_key else []))
         raise TypeError(
-            f"fun must take ({call}), got the signature {signature}: {error}. Extra "
-            "arguments go in args, data in data, keys need with_key=True."
+            f"fun must take ({call}), got the signature {_short(str(signature))}: "
+            f"{error}. Extra arguments go in args, data in data, keys need "
+            "with_key=True."
         ) from None
 
 
-def _update_rule(learning_rate, optimizer, hyperparams, batch_size) -> None:
-    if hyperparams is not None and not isinstance(hyperparams, dict):
-        raise TypeError(
-            f"hyperparams must be a dict, got {describe(hyperparams)}: pass for example "
-            '{"b1": 0.95}.'
+def _key_of(state, key):
+    if not isinstance(getattr(state, "run", None), Run):
+        manual = hasattr(state, "opt_state")
+        came = (
+            "a State of make_step" if manual else f"one of type {type(state).__name__}"
         )
-    names = list(hyperparams or {})
-    for name, value in (hyperparams or {}).items():
-        if not isinstance(name, str):
-            raise TypeError(f"hyperparams must have names as keys, got {name!r}: pass a str.")
-        if name == "learning_rate":
-            raise ValueError(
-                "hyperparams has 'learning_rate', which is an argument of its own: pass "
-                "learning_rate=..."
-            )
-        concrete = _tree.is_number(value) and not isinstance(value, jax.core.Tracer)
-        if concrete and np.isnan(np.asarray(value, np.float64)).any():
-            raise ValueError(f"hyperparams[{name!r}] must be a number, got {value!r}: mend it.")
+        raise TypeError(
+            f"state must be a Result.state, got {came}: pass result.state of an "
+            "earlier run."
+        )
+    if key is not None:
+        raise ValueError(
+            "key must not be given with state, which carries its own, got "
+            f"{describe(key)}: leave key out."
+        )
+    if np.shape(state.step) != ():
+        raise ValueError(
+            f"state must be that of one run, got runs of shape {np.shape(state.step)}: "
+            "pass result[i].state, or vmap over it."
+        )
+    return state.run.key
+
+
+def _update_rule(learning_rate, optimizer, hyperparams) -> None:
+    _check_hyperparams(hyperparams)
     if optimizer is None:
         if hyperparams:
             raise ValueError(
-                f"hyperparams need a factory, got {names} without optimizer: pass for "
-                "example optimizer=optax.adam."
+                f"hyperparams need a factory, got {list(hyperparams)} without "
+                "optimizer: pass for example optimizer=optax.adam."
             )
         if learning_rate is None:
             raise ValueError(
-                "learning_rate is missing: pass learning_rate=0.1 for plain descent, or an "
-                "optimizer such as optax.adam(1e-3)."
+                "learning_rate is missing: pass learning_rate=0.1 for plain descent, "
+                "or an optimizer such as optax.adam(1e-3)."
             )
+    elif inspect.isclass(optimizer) and hasattr(optimizer, "update"):
+        raise TypeError(
+            f"optimizer must be an optax rule, got the class {describe(optimizer)}: "
+            "pass an instance."
+        )
     elif is_rule(optimizer):
-        if inspect.isclass(optimizer):
-            raise TypeError(
-                f"optimizer must be an optax rule, got the class {describe(optimizer)}: "
-                "pass an instance."
-            )
-        for name, given in (("learning_rate", learning_rate), ("hyperparams", hyperparams)):
+        for name, given in (
+            ("learning_rate", learning_rate),
+            ("hyperparams", hyperparams),
+        ):
             if given is not None and given != {}:
                 raise ValueError(
-                    f"{name} was given with a ready rule, which has its own: pass the "
-                    "factory instead, for example optimizer=optax.adam."
+                    f"{name} must not be given with a ready rule, which has its own, "
+                    f"got {describe(given)}: leave it out, or pass the factory, for "
+                    "example optimizer=optax.adam."
                 )
     elif callable(optimizer):
-        check_factory(optimizer, learning_rate is not None, names)
+        check_factory(optimizer, learning_rate is not None, list(hyperparams or {}))
     else:
         raise TypeError(
-            "optimizer must be an optax rule (optax.adam(1e-3)) or a factory (optax.adam), "
-            f"got {describe(optimizer)}."
+            f"optimizer must be an optax rule or a factory, got {describe(optimizer)}: "
+            "pass optax.adam(1e-3) or optax.adam, and join several rules with "
+            "optax.chain."
         )
     if learning_rate is not None:
         _check_rate(learning_rate)
 
 
-def _check_rate(rate) -> None:
-    fix = "pass for example 0.1, or an optax schedule"
-    if callable(rate) and not hasattr(rate, "dtype"):
-        try:
-            out = jax.eval_shape(rate, jax.ShapeDtypeStruct((), jnp.int32))
-        except TypeError as error:
-            raise TypeError(
-                f"learning_rate as a schedule must take the step, {describe(rate)} does "
-                f"not: {error}."
-            ) from None
-        shape, dtype = getattr(out, "shape", None), getattr(out, "dtype", np.dtype(object))
-        if shape != () or not jnp.issubdtype(dtype, jnp.number):
-            raise ValueError(
-                f"learning_rate as a schedule must return a scalar, {describe(rate)} "
-                f"returned {out}: {fix}."
-            )
+def _check_hyperparams(hyperparams) -> None:
+    if hyperparams is None:
         return
-    if isinstance(rate, bool) or not isinstance(rate, int | float | np.generic | np.ndarray | jax.Array):
-        raise TypeError(f"learning_rate must be a number, got {describe(rate)}: {fix}.")
-    if jnp.result_type(rate) == bool or not (
-        jnp.issubdtype(jnp.result_type(rate), jnp.floating)
-        or jnp.issubdtype(jnp.result_type(rate), jnp.integer)
-    ):
+    if not isinstance(hyperparams, dict):
         raise TypeError(
-            f"learning_rate must be a real number, got dtype {jnp.result_type(rate)}: {fix}."
+            f"hyperparams must be a dict, got {describe(hyperparams)}: pass for "
+            "example "
+            '{"b1": 0.95}.'
         )
-    if np.shape(rate) != ():
-        raise ValueError(
-            f"learning_rate must be a scalar, got shape {np.shape(rate)}: {fix}; to try "
-            "several rates, vmap over them."
-        )
-    if not isinstance(rate, jax.core.Tracer):
-        number = float(rate)
-        if not (math.isfinite(number) and number >= 0):
-            raise ValueError(f"learning_rate must be finite and >= 0, got {number}: {fix}.")
+    for name, value in hyperparams.items():
+        if not isinstance(name, str):
+            raise TypeError(
+                f"hyperparams must have names as keys, got {name!r}: pass a str."
+            )
+        if name == "learning_rate":
+            raise ValueError(
+                "hyperparams must not hold 'learning_rate', an argument of its own, "
+                f"got {describe(value)}: pass learning_rate=... instead."
+            )
+        for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+            if not _tree.is_number(leaf):
+                continue
+            where = f"hyperparams[{name!r}]{jax.tree_util.keystr(path)}"
+            if _dtype(leaf) is None:
+                raise _wrong_kind(
+                    where, "numbers, structure or a function", leaf, "encode it"
+                )
+            if isinstance(leaf, jax.core.Tracer) or not jnp.issubdtype(
+                _dtype(leaf), jnp.inexact
+            ):
+                continue
+            if np.isnan(np.asarray(leaf)).any():
+                raise ValueError(
+                    f"{where} must not be NaN, got {leaf!r}: pass a number."
+                )
+
+
+def _check_rate(rate) -> None:
+    if not callable(rate):
+        real("learning_rate", rate, "pass for example 0.1, or an optax schedule")
+        return
+    try:
+        signature = inspect.signature(rate)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind("step")
+    except TypeError as error:
+        raise TypeError(
+            f"learning_rate as a schedule must take the step alone, {describe(rate)} "
+            f"takes {_short(str(signature))} ({error}): pass a function step -> rate, "
+            "for example what optax.cosine_decay_schedule returns."
+        ) from None
 
 
 def _rate(rate):
     """Numbers of every spelling as floats; schedules as they are."""
-    if isinstance(rate, int | np.integer) or getattr(rate, "ndim", None) == 0:
-        return rate if isinstance(rate, jax.Array) else float(rate)
-    return rate
+    if rate is None or callable(rate) or isinstance(rate, jax.core.Tracer):
+        return rate
+    return float(rate)
 
 
 def _hyperparams(hyperparams):
@@ -485,26 +617,29 @@ def _limit(max_steps, epochs, n, batch_size, stop):
     """(steps of a static scan or None, limit on steps)."""
     if max_steps is not None and epochs is not None:
         raise ValueError(
-            f"max_steps and epochs are both given ({max_steps!r} and {epochs!r}): pass one."
+            "max_steps and epochs must not both be given, got "
+            f"max_steps={max_steps!r} and epochs={epochs!r}: pass one."
         )
     if max_steps is None and epochs is None:
         max_steps, epochs = (1000, None) if batch_size is None else (None, 10)
-    if isinstance(max_steps if epochs is None else epochs, jax.core.Tracer):
-        if stop is None:
-            raise ValueError(
-                "max_steps must be a Python int with stop=None, whose length is the "
-                "program's: it is traced here; pass a static number or a stop rule."
-            )
-    if epochs is None:
-        if isinstance(max_steps, jax.core.Tracer):
-            if max_steps.shape != () or not jnp.issubdtype(max_steps.dtype, jnp.integer):
-                raise TypeError(f"max_steps must be an integer scalar, got {max_steps}.")
-            return None, max_steps.astype(jnp.int32)
-        limit = whole("max_steps", max_steps, low=0, high=_LAST_STEP, high_is="2**31 - 1")
-    else:
+    name, value = ("max_steps", max_steps) if epochs is None else ("epochs", epochs)
+    traced = isinstance(value, jax.core.Tracer)
+    if traced and stop is None:
+        raise TypeError(
+            f"{name} must be a Python number with stop=None, where it is the length of "
+            "the program, got a traced value: mark it static, or pass a stop rule."
+        )
+    if epochs is not None:
         limit = _steps_of(epochs, n, batch_size)
-        if isinstance(limit, jax.core.Tracer):
-            return None, limit
+    elif traced:
+        if not jnp.issubdtype(max_steps.dtype, jnp.integer):
+            raise _wrong_kind(name, "a whole number", max_steps, "pass an int")
+        real(name, max_steps, "pass an int")
+        limit = max_steps.astype(jnp.int32)
+    else:
+        limit = whole(name, max_steps, low=0, high=_LAST_STEP)
+    if traced:
+        return None, limit
     return (limit if stop is None else None), np.int32(limit)
 
 
@@ -513,6 +648,7 @@ def _steps_of(epochs, n, batch_size):
         raise ValueError(
             f"epochs needs data, got epochs={epochs!r} without data: pass max_steps."
         )
+    real("epochs", epochs, "pass for example 10")
     per_epoch = n / (batch_size or n)
     if isinstance(epochs, jax.core.Tracer):
         steps = epochs * per_epoch
@@ -520,55 +656,112 @@ def _steps_of(epochs, n, batch_size):
         close = jnp.abs(steps - near) <= 1e-5 * jnp.maximum(steps, 1)
         ceiling = jnp.where(close, near, jnp.ceil(steps))
         return jnp.where(epochs > 0, jnp.maximum(ceiling, 1), 0).astype(jnp.int32)
-    if isinstance(epochs, bool | np.bool_) or np.asarray(epochs).dtype.kind not in "iuf":
-        raise TypeError(f"epochs must be a number, got {describe(epochs)}: pass for example 10.")
-    if np.shape(epochs) != () or not (math.isfinite(float(epochs)) and float(epochs) >= 0):
-        raise ValueError(f"epochs must be finite and >= 0, got {epochs!r}: pass for example 10.")
     steps = float(epochs) * per_epoch
     near = round(steps)
     # 0.1 + 0.2 epochs are 0.3: a product that is whole up to rounding is that number.
     limit = near if abs(steps - near) <= 1e-9 * max(steps, 1) else math.ceil(steps)
     if limit > _LAST_STEP:
-        raise ValueError(f"epochs={epochs!r} are {limit} steps, more than 2**31 - 1: pass fewer.")
+        raise ValueError(
+            f"epochs must be at most 2**31 - 1 steps, got {epochs!r}, which are "
+            f"{limit}: pass fewer."
+        )
     return 0 if float(epochs) == 0 else max(limit, 1)
 
 
 def _stop(stop, params, batch_size) -> StopRule | None:
-    if isinstance(stop, StopRule):
-        return stop
     if stop is None:
         return None
+    if isinstance(stop, StopRule):
+        _check_rule(stop)
+        return stop
     if isinstance(stop, str) and stop == "auto":
         return auto_rule(params) if batch_size is None else None
+    what = f'stop must be "auto", a stop rule or None, got {describe(stop)}: '
     if isinstance(stop, str):
-        raise ValueError(
-            f'stop must be "auto", a stop rule or None, got {stop!r}: pass for example '
-            "jaxgd.gradient_norm(atol=1e-6)."
+        raise ValueError(what + "pass for example jaxgd.gradient_norm(atol=1e-6).")
+    if callable(stop):
+        raise TypeError(
+            what + "call it first, as in jaxgd.gradient_norm(atol=1e-6), or make a "
+            "jaxgd.StopRule of your own function."
         )
-    hint = " (call it with its tolerance)" if callable(stop) else ""
     raise TypeError(
-        f'stop must be "auto", a stop rule or None, got {describe(stop)}{hint}: pass for '
-        "example jaxgd.gradient_norm(atol=1e-6)."
+        what
+        + "pass for example jaxgd.gradient_norm(atol=1e-6), and join several rules "
+        "with jaxgd.any_of."
     )
 
 
-def whole(name, value, *, low, high=None, high_is="") -> int:
+def _check_rule(rule: StopRule) -> None:
+    function("stop: init of a StopRule", rule.init)
+    function("stop: update of a StopRule", rule.update)
+    if rule.describe is not None:
+        function("stop: describe of a StopRule", rule.describe)
+    for part in _parts(rule):
+        _check_rule(part)
+    codes = [status for status in Status if status != Status.RUNNING]
+    if not callable(rule.status) and rule.status not in codes:
+        raise TypeError(
+            "stop: status of a StopRule must be a jaxgd.Status other than RUNNING, or "
+            f"a function of the memory, got {describe(rule.status)}: pass for example "
+            "jaxgd.Status.GRADIENT_SMALL."
+        )
+
+
+def _short(text, most=150) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def flag(name, value) -> None:
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(
+            f"{name} must be True or False, got {describe(value)}: pass a bool."
+        )
+
+
+def function(name, value) -> None:
+    if not callable(value):
+        raise TypeError(
+            f"{name} must be a function, got {describe(value)}: pass the function "
+            "itself."
+        )
+
+
+def real(name, value, fix) -> None:
+    """Refuses what is no finite real scalar >= 0, as far as a traced one tells."""
+    if isinstance(value, bool) or not _is_real(_dtype(value)):
+        raise _wrong_kind(name, "a real number", value, fix)
+    if np.shape(value) != ():
+        raise ValueError(
+            f"{name} must be a scalar, got shape {np.shape(value)}: {fix}; to try "
+            "several, vmap over them."
+        )
+    if isinstance(value, jax.core.Tracer):
+        return
+    if not (math.isfinite(float(value)) and float(value) >= 0):
+        raise ValueError(f"{name} must be finite and >= 0, got {value!r}: {fix}.")
+
+
+def whole(name, value, *, low, high=None, high_is="the largest int32") -> int:
     if isinstance(value, jax.core.Tracer):
         raise TypeError(
-            f"{name} must be a Python int, got a traced value: it decides the shape of the "
-            "program; mark it static."
+            f"{name} must be a Python int, got a traced value: it decides the shape of "
+            "the program; mark it static."
         )
-    array = value if hasattr(value, "dtype") else None
-    is_int = hasattr(value, "__index__") and not isinstance(value, bool | np.bool_)
-    if not is_int or (array is not None and np.shape(array) != ()):
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool | np.bool_):
         raise TypeError(
             f"{name} must be a whole number, got {describe(value)}: pass an int."
         )
-    value = int(value)
-    if value < low:
-        raise ValueError(f"{name} must be at least {low}, got {value}: pass {low} or more.")
-    if high is not None and value > high:
+    if number < low:
         raise ValueError(
-            f"{name} must be at most {high}, {high_is}, got {value}: pass a smaller one."
+            f"{name} must be at least {low}, got {number}: pass {low} or more."
         )
-    return value
+    if high is not None and number > high:
+        raise ValueError(
+            f"{name} must be at most {high} ({high_is}), got {number}: pass a smaller "
+            "one."
+        )
+    return number

@@ -88,7 +88,7 @@ def _over_blocks(of_rows, batch, block):
         lambda a, b: (a.shape[:1], b.shape[:1]) == ((block,), (other,)), aux_shapes, other_shapes
     )
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, _sum_dtype(s.dtype)), shapes)
-    total, aux = lax.scan(body, zeros, jnp.arange(whole))
+    total, aux = lax.scan(body, zeros, jnp.arange(whole, dtype=jnp.int32))
     last = None
     if rest:
         means, last = of_rows(rows_from(whole * block, rest))

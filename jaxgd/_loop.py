@@ -271,7 +271,7 @@ def _advance(parts: Parts, entry: Look) -> Look:
         core, infos, aux = _loop(parts, state, inputs, count, look.aux)
         watch, codes, checks = _judge(parts, state, infos, count)
 
-        live = jnp.arange(parts.size) < count
+        live = _range(parts.size) < count
         held_at = _first(live & (codes != Status.RUNNING))
         bad_at = _first(live & ~_is_finite(infos))
         judged = undecided & (~at_goal | parts.judge_at_limit)
@@ -358,7 +358,7 @@ def _loop(parts: Parts, state, inputs, count, aux):
 
 def _judge(parts: Parts, state, infos, count):
     """The stop rule at each iterate of a chunk: (watch, codes, checks)."""
-    steps = state.step + jnp.arange(parts.size)
+    steps = state.step + _range(parts.size)
     nan = jnp.full_like(infos.value, jnp.nan)
     run = state.run
     arrived = nan if not run.arrived else _shifted(run.arrived[0], infos.update_norm)
@@ -380,7 +380,7 @@ def _judge(parts: Parts, state, infos, count):
         return _tree.select(i < count, new, watch), code
 
     moved = _shifted(run.arrived[1], infos.moved)
-    watch, codes = lax.scan(one, run.watch, (jnp.arange(parts.size), checks, moved))
+    watch, codes = lax.scan(one, run.watch, (_range(parts.size), checks, moved))
     return watch, codes, checks
 
 
@@ -389,11 +389,11 @@ def _remember(parts: Parts, state, infos, count, watch=()) -> Run:
     run = state.run
     taken = count
     if infos.evaluations is not None:
-        live = jnp.arange(infos.evaluations.shape[0]) < count
+        live = _range(infos.evaluations.shape[0]) < count
         taken = jnp.sum(jnp.where(live, infos.evaluations, 0), dtype=jnp.int32)
     history = run.history
     if history.step.shape[0]:
-        steps = state.step + jnp.arange(infos.value.shape[0])
+        steps = state.step + _range(infos.value.shape[0])
         rates = _rates(parts, steps, infos)
         columns = [infos.value, infos.grad_norm, rates, infos.update_norm]
         numbers = jnp.stack(jnp.broadcast_arrays(*columns), axis=-1)
@@ -430,7 +430,12 @@ def _is_finite(infos):
 
 def _first(happened):
     """The first place where it happened, or the length where nowhere."""
-    return jnp.where(jnp.any(happened), jnp.argmax(happened), happened.shape[0])
+    first = jnp.argmax(happened).astype(jnp.int32)
+    return jnp.where(jnp.any(happened), first, happened.shape[0])
+
+
+def _range(count):
+    return jnp.arange(count, dtype=jnp.int32)
 
 
 def _shifted(before, values):

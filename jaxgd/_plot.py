@@ -60,7 +60,7 @@ def plot_result(result, ax=None):
     if n is not None and batch_size:
         _epochs_on_top(ax, n / batch_size)
     ax.set_title(result.message, fontsize="medium", wrap=True)
-    shown = [line for line in noise + lines + grad_norm if line.get_xdata().size]
+    shown = [line for line in noise + lines + grad_norm if np.size(line.get_xdata())]
     if not np.isfinite(value):
         shown += [line for line in lines[-1:] if line not in shown]
     ax.legend(handles=shown, fontsize="small", framealpha=0.9)

@@ -44,7 +44,7 @@ def resident(data, key, *, batch_size, strata, size, with_key) -> Source:
         if not with_key:
             return None
         stream = jax.random.fold_in(key, _STEP_KEYS)
-        own = jax.vmap(lambda t: jax.random.fold_in(stream, t))(step + jnp.arange(size))
+        own = jax.vmap(lambda t: jax.random.fold_in(stream, t))(step + jnp.arange(size, dtype=jnp.int32))
         if batch_size is not None:
             return own
         # The last iterate of a batch run is judged like any full pass.

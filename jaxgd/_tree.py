@@ -122,21 +122,21 @@ class _ById:
 _NUMBER = _Fixed(None, type(None).__class__)
 
 
-def split(tree, dtype) -> tuple[list, Split]:
+def split(tree, dtype, *, arrays_too=True) -> tuple[list, Split]:
     """Numbers (floats, and arrays of any kind) apart from everything else.
 
-    With a ``dtype``, floating scalars of every spelling become arrays of it, so that
-    the spelling of a number never decides about a compilation; with None, only Python
-    floats are converted, to float32.
+    Floating scalars of every spelling become arrays of ``dtype``, so that the spelling
+    of a number never decides about a compilation; with ``arrays_too=False`` scalar
+    arrays keep their own.
     """
     leaves, treedef = jax.tree.flatten(tree)
     numbers, rest = [], []
     for leaf in leaves:
         if is_number(leaf):
-            number = as_number(leaf, dtype or np.float32)
-            scalar = dtype is not None and number.dtype.kind in "fV" and number.ndim == 0
-            traced = isinstance(number, jax.core.Tracer)
+            number = as_number(leaf, dtype)
+            scalar = arrays_too and number.ndim == 0 and number.dtype.kind in "fV"
             if scalar and number.dtype != dtype:
+                traced = isinstance(number, jax.core.Tracer)
                 number = number.astype(dtype) if traced else np.asarray(number, dtype)
             numbers.append(number)
             rest.append(_NUMBER)

@@ -1,6 +1,5 @@
 """Bad input is refused before compilation, in one sentence; good input is not."""
 
-import warnings
 from functools import partial
 
 import jax
@@ -63,11 +62,6 @@ def traced(setting, value, **settings):
     return partial(call, value)
 
 
-def result_of(make, kwargs):
-    """A value of ``make`` that is made before anything is counted."""
-    return make(**kwargs)
-
-
 class Duck:
     """An array of a foreign library."""
 
@@ -102,10 +96,12 @@ ADAM = run(optimizer=optax.adam(0.1), max_steps=2).state
 WIDER = run(bowl, np.zeros(5, np.float32), None, max_steps=2).state
 FEWER = run(max_steps=2, history_rows=10).state
 RESULT = run(max_steps=2)
+LANES = jax.vmap(lambda start: run(params=start, max_steps=2))(
+    np.stack([START] * 2)
+).state
 MANUAL = jaxgd.init_state(START, optax.sgd(0.1))
 SGD = optax.sgd(0.1)
 ONES = jnp.ones(3)
-HALF = jnp.float32(0.5)
 
 
 # id, call, exception, fragments of its message
@@ -146,7 +142,12 @@ REFUSED = [
     ),
     ("fun_no_key", plain(with_key=True), TypeError, "fun key=key (x) 'key' with_key"),
     ("fun_tuple", plain(lambda x: (bowl(x), x)), TypeError, "fun scalar has_aux=True"),
-    ("fun_list", plain(lambda x: [bowl(x)]), TypeError, "fun scalar list return"),
+    (
+        "fun_list",
+        plain(lambda x: [bowl(x)]),
+        TypeError,
+        "fun scalar [float32[]] return",
+    ),
     ("fun_returns_none", plain(lambda x: None), TypeError, "fun scalar None return"),
     ("fun_returns_str", plain(lambda x: "low"), TypeError, "fun scalar 'low' return"),
     ("fun_function", plain(lambda x: bowl), TypeError, "fun scalar bowl return"),
@@ -212,7 +213,7 @@ REFUSED = [
         "params_object",
         plain(params=np.array([1.0, None])),
         TypeError,
-        "params numbers object encode",
+        "params numbers object jnp.asarray",
     ),
     ("params_duck", plain(params=Duck()), TypeError, "params array Duck jnp.asarray"),
     (
@@ -226,7 +227,7 @@ REFUSED = [
         "params_struct",
         plain(params=np.zeros(2, [("a", "f4")])),
         TypeError,
-        "params numbers 'a' encode",
+        "params numbers 'a' jnp.asarray",
     ),
     # data
     ("data_scalar", regression(data=3.0), TypeError, "data rows 3.0 np.asarray"),
@@ -265,7 +266,7 @@ REFUSED = [
         "data_iterator",
         regression(data=(row for row in X)),
         TypeError,
-        "data array generator np.asarray",
+        "data arrays generator collect",
     ),
     (
         "data_lengths",
@@ -519,7 +520,7 @@ REFUSED = [
         "schedule_vector",
         regression(learning_rate=lambda step: jnp.ones(2) * step),
         ValueError,
-        "learning_rate scalar lambda (2,) step~->~rate",
+        "learning_rate scalar lambda float32[2] step~->~rate",
     ),
     (
         "schedule_none",
@@ -600,7 +601,7 @@ REFUSED = [
         "factory_takes_none",
         regression(optimizer=lambda: SGD, learning_rate=0.1),
         ValueError,
-        "learning_rate 0.1 lambda no~argument leave",
+        "learning_rate lambda no~argument leave",
     ),
     (
         "factory_returns_none",
@@ -805,6 +806,23 @@ REFUSED = [
         ValueError,
         "stop update memory init return",
     ),
+    (
+        "own_within_any_of",
+        regression(
+            stop=jaxgd.any_of(
+                jaxgd.gradient_norm(1e-6),
+                jaxgd.StopRule(lambda c: (), lambda m, c: (m, c.grad_norm), 1),
+            )
+        ),
+        TypeError,
+        "stop update bool~scalar float32[] return",
+    ),
+    (
+        "own_running",
+        regression(stop=jaxgd.StopRule(tuple, max, jaxgd.Status.RUNNING)),
+        TypeError,
+        "stop status RUNNING jaxgd.Status pass",
+    ),
     # key, state, flags
     ("key_float", regression(key=0.5), TypeError, "key seed 0.5 jax.random.key"),
     ("key_str", regression(key="0"), TypeError, "key seed '0' jax.random.key"),
@@ -880,6 +898,12 @@ REFUSED = [
         regression(state=FEWER),
         ValueError,
         "state.run.history 10 1000 history_rows",
+    ),
+    (
+        "state_of_lanes",
+        regression(state=LANES),
+        ValueError,
+        "state one~run (2,) result[i].state",
     ),
     ("has_aux_1", regression(has_aux=1), TypeError, "has_aux True~or~False 1 bool"),
     (
@@ -997,13 +1021,13 @@ REFUSED = [
         "rows_epoch",
         partial(jaxgd.shuffled_rows, 0, 5, 0.5, 0),
         TypeError,
-        "epoch integers float32 int",
+        "epoch integers 0.5 int",
     ),
     (
         "rows_index",
         partial(jaxgd.shuffled_rows, 0, 5, 0, np.ones(2)),
         TypeError,
-        "index integers float32 int",
+        "index integers array([1.,~1.]) int",
     ),
     (
         "rows_index_str",
@@ -1045,7 +1069,7 @@ REFUSED = [
         "rows_step",
         partial(jaxgd.batch_rows, 0, 5, 2, 1.5),
         TypeError,
-        "step integers float32 int",
+        "step integers 1.5 int",
     ),
     (
         "rows_strata",
@@ -1130,3 +1154,250 @@ def test_refused(call, kind, fragments):
     assert message.endswith(".")
 
 
+class OwnError(TypeError):
+    pass
+
+
+def broken(*_, **__):
+    raise OwnError("mine")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        plain(broken),
+        plain(with_key=True, fun=broken),
+        regression(learning_rate=broken),
+        regression(optimizer=broken, learning_rate=0.1),
+        regression(optimizer=optax.GradientTransformation(broken, broken)),
+        regression(stop=jaxgd.StopRule(broken, broken, 1)),
+        regression(stop=jaxgd.StopRule(lambda check: (), broken, 1)),
+    ],
+    ids=["fun", "keyed_fun", "schedule", "factory", "rule", "stop_init", "stop_update"],
+)
+def test_users_own_errors_come_through(call):
+    with pytest.raises(OwnError) as caught:
+        call()
+    assert caught.value.args == ("mine",)
+
+
+def noisy(x, *, key):
+    return bowl(x - 0.01 * jax.random.normal(key, x.shape))
+
+
+def own_update(memory, check):
+    return memory + 1, memory >= 3
+
+
+# id, call: easy to refuse by mistake
+ACCEPTED = [
+    ("batch_np_int64", regression(batch_size=np.int64(4))),
+    ("batch_np_0d", regression(batch_size=np.array(4))),
+    ("batch_jnp_0d", regression(batch_size=jnp.int32(4))),
+    ("batch_n", regression(batch_size=N)),
+    ("batch_straddles", regression(batch_size=5)),
+    ("micro_above_batch", regression(batch_size=4, microbatch_size=100)),
+    ("strata_np", regression(batch_size=np.int32(4), strata=np.int64(2))),
+    ("rate_np_float32", regression(learning_rate=np.float32(0.1))),
+    ("rate_np_float64", regression(learning_rate=np.float64(0.1))),
+    ("rate_np_0d", regression(learning_rate=np.array(0.1))),
+    ("rate_jnp_0d", regression(learning_rate=jnp.asarray(0.1))),
+    ("rate_bfloat16", regression(learning_rate=jnp.bfloat16(0.1))),
+    ("rate_int", regression(learning_rate=1, max_steps=3)),
+    ("rate_jnp_int", regression(learning_rate=jnp.asarray(1), max_steps=3)),
+    ("rate_0", regression(learning_rate=0, max_steps=3)),
+    ("rate_traced", traced("learning_rate", np.float32(0.1))),
+    ("schedule", regression(learning_rate=optax.cosine_decay_schedule(0.1, 10))),
+    ("schedule_constant", regression(learning_rate=lambda step: 0.1)),
+    ("schedule_int", regression(learning_rate=lambda step: 1 // (step + 1))),
+    (
+        "schedule_partial",
+        regression(
+            learning_rate=jax.tree_util.Partial(
+                lambda r, step: r / (step + 1.0), jnp.float32(0.1)
+            )
+        ),
+    ),
+    ("params_float", plain(params=3.0)),
+    ("params_0d", plain(params=np.float32(3))),
+    ("params_lists", plain(lambda p: sum(map(bowl, p)), [ONES, np.ones(2), 1.0])),
+    (
+        "params_with_none",
+        plain(lambda p: bowl(p["w"]), {"w": ONES, "b": None}),
+    ),
+    (
+        "params_with_empty",
+        plain(lambda p: bowl(p["w"]), {"w": ONES, "b": np.zeros(0, np.float32)}),
+    ),
+    ("params_complex", plain(params=np.ones(2, np.complex64))),
+    ("params_float64", plain(params=np.ones(2))),
+    ("params_bfloat16", plain(params=jnp.ones(2, jnp.bfloat16))),
+    ("params_float16", plain(params=np.ones(2, np.float16))),
+    ("params_fortran", plain(params=np.asfortranarray(np.ones((2, 3), np.float32)))),
+    (
+        "params_read_only",
+        plain(params=np.broadcast_to(np.float32(1), (3,))),
+    ),
+    (
+        "data_bool",
+        regression(
+            fun=lambda p, mask: jnp.mean(jnp.where(mask, bowl(p), 0)), data=X[:, 0] > 0
+        ),
+    ),
+    (
+        "data_int_and_none",
+        regression(
+            fun=lambda p, b: jnp.mean((b["i"] - p[0]) ** 2),
+            data={"i": np.arange(N, dtype=np.int64) % 3, "weights": None},
+            batch_size=2,
+        ),
+    ),
+    (
+        "data_of_one_row",
+        regression(data=(X[:1], Y[:1]), batch_size=1, epochs=3),
+    ),
+    (
+        "data_of_keys",
+        regression(
+            fun=lambda p, keys: jnp.mean(jax.vmap(jax.random.normal)(keys) * bowl(p)),
+            data=NEW_KEYS,
+            max_steps=3,
+        ),
+    ),
+    ("args_list", plain(lambda x, a: a * bowl(x), args=[0.5])),
+    (
+        "args_mixed",
+        plain(
+            lambda x, a, b: bowl(x - a["t"]) + b[0],
+            args=({"t": np.ones(3), "none": None}, (3, True)),
+        ),
+    ),
+    (
+        "args_of_key",
+        plain(lambda x, k: bowl(x - jax.random.normal(k)), args=(NEW_KEYS[0],)),
+    ),
+    ("steps_np_int32", regression(max_steps=np.int32(5))),
+    ("steps_jnp", regression(max_steps=jnp.asarray(5))),
+    ("steps_0", regression(max_steps=0)),
+    ("steps_all_an_int_holds", regression(max_steps=2**31 - 1)),
+    ("steps_traced", traced("max_steps", 5)),
+    ("steps_exactly", regression(max_steps=np.int64(5), stop=None)),
+    ("epochs_half", regression(epochs=0.5, batch_size=2)),
+    ("epochs_np_float64", regression(epochs=np.float64(1.5), batch_size=2)),
+    ("epochs_jnp", regression(epochs=jnp.asarray(2), batch_size=2)),
+    ("epochs_0", regression(epochs=0, batch_size=2)),
+    ("epochs_traced", traced("epochs", np.float32(1.5), batch_size=2)),
+    ("key_new", regression(key=NEW_KEYS[1], batch_size=2)),
+    ("key_legacy", regression(key=OLD_KEYS[1], batch_size=2)),
+    ("key_np_seed", regression(key=np.uint32(2**32 - 1), batch_size=2)),
+    ("key_jnp_seed", regression(key=jnp.asarray(3), batch_size=2)),
+    ("key_traced_seed", traced("key", 3, batch_size=2)),
+    ("flags_np", regression(final_evaluation=np.bool_(False), batch_size=2)),
+    ("history_0", regression(history_rows=np.int64(0))),
+    ("factory_default_rate", regression(optimizer=optax.lbfgs, max_steps=3)),
+    ("factory_no_argument", regression(optimizer=lambda: SGD)),
+    ("factory_of_any", regression(optimizer=lambda *a, **k: SGD, learning_rate=0.1)),
+    (
+        "factory_partial",
+        regression(optimizer=partial(optax.adam, b1=0.8), learning_rate=0.1),
+    ),
+    (
+        "hyperparams_np_jnp",
+        regression(
+            optimizer=optax.adam,
+            learning_rate=0.1,
+            hyperparams={"b1": np.float32(0.8), "b2": jnp.asarray(0.99), "eps": 1e-6},
+        ),
+    ),
+    (
+        "hyperparams_structure",
+        regression(
+            optimizer=optax.adam,
+            learning_rate=0.1,
+            hyperparams={"nesterov": np.bool_(True), "mu_dtype": "float32"},
+        ),
+    ),
+    (
+        "hyperparams_empty",
+        regression(optimizer=optax.adam(0.1), hyperparams={}),
+    ),
+    (
+        "hyperparams_mask",
+        regression(
+            optimizer=optax.adamw,
+            learning_rate=0.1,
+            hyperparams={"mask": lambda p: jax.tree.map(lambda x: x.ndim > 0, p)},
+        ),
+    ),
+    (
+        "hyperparams_needed",
+        regression(
+            optimizer=needs_two,
+            learning_rate=0.1,
+            hyperparams={"decay": 0.1},
+            max_steps=3,
+        ),
+    ),
+    ("chain", regression(optimizer=optax.chain(optax.clip(1.0), SGD))),
+    ("optimizer_int_rate", regression(optimizer=optax.sgd, learning_rate=0)),
+    ("stop_own", regression(stop=jaxgd.StopRule(lambda c: 0, own_update, 1))),
+    (
+        "stop_own_within_all_of",
+        regression(
+            stop=jaxgd.all_of(
+                jaxgd.StopRule(lambda c: jnp.int32(0), own_update, 1),
+                jaxgd.any_of(jaxgd.target_value(-1), jaxgd.value_change(np.float32(1))),
+            )
+        ),
+    ),
+    (
+        "stop_patience_np",
+        regression(stop=jaxgd.value_change(1e-3, patience=np.int64(2))),
+    ),
+    ("stop_tolerance_jnp", regression(stop=jaxgd.gradient_norm(jnp.asarray(1e-3)))),
+    ("stop_target_inf", regression(stop=jaxgd.target_value(-np.inf), max_steps=3)),
+    ("fun_partial", regression(fun=partial(lambda s, p, b: s * loss(p, b), 0.5))),
+    (
+        "fun_pytree",
+        regression(
+            fun=jax.tree_util.Partial(lambda s, p, b: s * loss(p, b), jnp.float32(0.5))
+        ),
+    ),
+    ("fun_jitted", regression(fun=jax.jit(loss))),
+    ("fun_method", regression(fun=Callable(0.5).method)),
+    ("fun_unhashable", regression(fun=Callable(0.5))),
+    ("fun_of_any", plain(lambda *args: bowl(args[0]))),
+    (
+        "fun_defaults",
+        plain(lambda x, weight=0.5, *, power=2: weight * bowl(x) ** power),
+    ),
+    ("fun_constant", plain(lambda x: 1.0, max_steps=3)),
+    ("fun_keyed", plain(noisy, with_key=True, max_steps=5)),
+    ("fun_aux", regression(fun=with_aux, has_aux=True)),
+    ("fun_aux_none", plain(lambda x: (bowl(x), None), has_aux=True)),
+    ("state", regression(state=BATCH, max_steps=3)),
+    ("state_other_stop", regression(state=BATCH, stop=jaxgd.target_value(0.1))),
+]
+
+
+@pytest.fixture
+def quick_compiler():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.usefixtures("quick_compiler")
+@pytest.mark.parametrize("call", [pytest.param(row[1], id=row[0]) for row in ACCEPTED])
+def test_accepted(call):
+    result = call()
+    params = getattr(result, "params", result)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    if params is not result:
+        assert isinstance(result, jaxgd.Result)
+        assert result.status != jaxgd.Status.NON_FINITE
+
+
+def test_at_least_45_kinds():
+    names = [row[0] for row in REFUSED]
+    assert len(set(names)) == len(names) >= 45

@@ -1,0 +1,74 @@
+"""The examples run, at small sizes, and return what they claim to show."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxgd import Status
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def load(name):
+    """The example as a module, imported by path."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def _no_windows():
+    pytest.importorskip("matplotlib").use("Agg")
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda p: p.stem)
+def test_every_example_says_what_it_shows(path):
+    text = path.read_text()
+    assert text.startswith('"""')
+    assert "What it shows" in text
+    assert 'if __name__ == "__main__":' in text
+
+
+def test_quickstart(tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    output = tmp_path / "losses.png"
+    results, accuracies = load("quickstart").main(output, target=0.5)
+    assert list(results) == ["batch", "stochastic", "mini-batch"]
+    for name, result in results.items():
+        assert result.status == Status.TARGET_REACHED
+        assert result.value <= 0.5
+        assert accuracies[name] > 0.85
+    assert output.read_bytes().startswith(b"\x89PNG")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].count("Converged after") == 3
+    assert max(map(len, lines[:-1])) <= 140
+
+
+def test_seed_linear_regression():
+    result, difference = load("seed_linear_regression").main(iterations=(0, 1, 10, 200))
+    assert result.steps == 200
+    assert difference < 2e-6
+
+
+def test_neural_network():
+    pytest.importorskip("sklearn")
+    result, accuracy = load("neural_network").main(hidden=(32,), epochs=12)
+    assert accuracy > 0.9
+    assert result.checks.step.size == 12
+    assert result.checks.value[-1] < result.checks.value[0]
+
+
+def test_inside_jit_vmap_grad():
+    rates = (1e-3, 0.3, 3.0)
+    module = load("inside_jit_vmap_grad")
+    one, lanes, (derivatives, differences) = module.main(n=50, learning_rates=rates)
+    assert one.converged
+    assert lanes.status.tolist() == [
+        Status.MAX_STEPS,
+        Status.GRADIENT_SMALL,
+        Status.DIVERGED,
+    ]
+    np.testing.assert_allclose(derivatives, differences, rtol=5e-3)
