@@ -564,7 +564,10 @@ def _check_hyperparams(hyperparams) -> None:
             where = f"hyperparams[{name!r}]{jax.tree_util.keystr(path)}"
             if _dtype(leaf) is None:
                 raise _wrong_kind(
-                    where, "numbers, structure or a function", leaf, "encode it"
+                    where,
+                    "a number or an array of numbers",
+                    leaf,
+                    "encode it as numbers",
                 )
             if isinstance(leaf, jax.core.Tracer) or not jnp.issubdtype(
                 _dtype(leaf), jnp.inexact

@@ -1,0 +1,417 @@
+"""The outcome of a run: the right status, true numbers, the exact number of steps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxgd
+from jaxgd import Status
+
+SCALES = jnp.array([1.0, 10.0])
+
+
+def quadratic(x):
+    return jnp.sum(SCALES * (x - 1) ** 2) / 2
+
+
+def shifted(x):
+    return quadratic(x) + 1
+
+
+def flat(x):
+    return 0 * jnp.sum(x) + 3
+
+
+def cone(x):  # its gradient at 0 is NaN while its value is 0
+    return jnp.sqrt(jnp.sum(x**2))
+
+
+def cliff(x):  # the gradient is NaN where x[0] <= 0, the value is not
+    return jnp.sqrt(jnp.maximum(x[0], 0.0)) + x[1] ** 2
+
+
+def logarithm(x):
+    return jnp.sum(jnp.log(x))
+
+
+def fine_grained(x):  # rounding decides about the last bits of its minimizer
+    return jnp.sum((x - 0.1) ** 2 * jnp.array([1.0, 3.0])) + jnp.sum(jnp.sin(x))
+
+
+ZERO, ONE = jnp.zeros(2), jnp.ones(2)
+VALUE, PARAMS = jaxgd.value_change, jaxgd.params_change
+
+# name: objective, start, rate, further arguments, status, steps or None
+OUTCOMES = {
+    "small gradient": (quadratic, ZERO, 0.1, {}, Status.GRADIENT_SMALL, None),
+    "start at the minimum": (quadratic, ONE, 0.1, {}, Status.GRADIENT_SMALL, 0),
+    "no steps": (quadratic, ZERO, 0.1, {"max_steps": 0}, Status.MAX_STEPS, 0),
+    "one step": (quadratic, ZERO, 0.1, {"max_steps": 1}, Status.MAX_STEPS, 1),
+    "no steps, at the minimum": (
+        quadratic,
+        ONE,
+        0.1,
+        {"max_steps": 0},
+        Status.GRADIENT_SMALL,
+        0,
+    ),
+    "target": (
+        quadratic,
+        ZERO,
+        0.1,
+        {"stop": jaxgd.target_value(0.01)},
+        Status.TARGET_REACHED,
+        19,
+    ),
+    "value settled": (
+        shifted,
+        ZERO,
+        0.1,
+        {"stop": VALUE(1e-3)},
+        Status.VALUE_SETTLED,
+        None,
+    ),
+    "params settled": (
+        quadratic,
+        ZERO,
+        0.1,
+        {"stop": PARAMS(1e-5)},
+        Status.PARAMS_SETTLED,
+        None,
+    ),
+    "value settled at the minimum": (
+        quadratic,
+        ONE,
+        0.1,
+        {"stop": VALUE(1e-6)},
+        Status.VALUE_SETTLED,
+        1,
+    ),
+    "params settled at the minimum": (
+        quadratic,
+        ONE,
+        0.1,
+        {"stop": PARAMS(1e-6)},
+        Status.PARAMS_SETTLED,
+        1,
+    ),
+    "value settled near the minimum": (
+        quadratic,
+        ONE + 1e-7,
+        0.1,
+        {"stop": VALUE(1e-6)},
+        Status.VALUE_SETTLED,
+        None,
+    ),
+    "tiny rate, value": (quadratic, ZERO, 1e-8, {"stop": VALUE(1e-6)}, Status.STALLED, 1),
+    "tiny rate, params": (
+        quadratic,
+        ZERO + 5,
+        1e-8,
+        {"stop": PARAMS(1e-6)},
+        Status.STALLED,
+        1,
+    ),
+    "tiny rate, gradient": (quadratic, ZERO + 5, 1e-8, {}, Status.MAX_STEPS, 1000),
+    "rate without effect": (quadratic, ZERO + 5, 1e-12, {}, Status.STALLED, 100),
+    "rate zero": (quadratic, ZERO, 0.0, {}, Status.STALLED, 100),
+    "float32 floor, value": (
+        lambda x: quadratic(x) + 1000,
+        ZERO + 3,
+        1e-4,
+        {"stop": VALUE(rtol=0.0, patience=3), "max_steps": 50_000},
+        Status.STALLED,
+        None,
+    ),
+    "float32 floor, gradient": (
+        fine_grained,
+        ZERO,
+        0.2,
+        {"stop": jaxgd.gradient_norm(1e-30), "max_steps": 50_000},
+        Status.STALLED,
+        None,
+    ),
+    "flat": (flat, ZERO, 0.1, {}, Status.GRADIENT_SMALL, 0),
+    "flat, value": (flat, ZERO, 0.1, {"stop": VALUE(1e-6)}, Status.VALUE_SETTLED, 1),
+    "NaN at the start": (logarithm, ZERO - 1, 0.1, {}, Status.NON_FINITE, 0),
+    "infinity at the start": (logarithm, ZERO, 0.1, {}, Status.NON_FINITE, 0),
+    "NaN parameters": (quadratic, ZERO * jnp.nan, 0.1, {}, Status.NON_FINITE, 0),
+    "NaN gradient at the start": (cone, ZERO, 0.1, {}, Status.NON_FINITE, 0),
+    "NaN gradient later": (
+        cliff,
+        jnp.array([0.5, 1.0]),
+        0.1,
+        {},
+        Status.DIVERGED,
+        None,
+    ),
+    "too large a rate": (quadratic, ZERO, 1.0, {}, Status.DIVERGED, None),
+    "overflow of the parameters alone": (
+        lambda x: jnp.sum(jax.nn.sigmoid(x)) - 1e30 * jnp.tanh(x[0]),
+        ZERO,
+        1e9,
+        {},
+        Status.DIVERGED,
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OUTCOMES)
+def test_status_steps_and_numbers(name):
+    fun, start, rate, arguments, status, steps = OUTCOMES[name]
+    result = jaxgd.minimize(fun, start, learning_rate=rate, **arguments)
+    assert Status(int(result.status)) == status
+    if steps is not None:
+        assert result.steps == steps
+    assert bool(result.converged) == (status in list(Status)[1:5])
+    if status is not Status.NON_FINITE:
+        assert np.isfinite(result.params).all()
+    # The numbers are those at the returned parameters.
+    value, grad = jax.value_and_grad(fun)(result.params)
+    np.testing.assert_allclose(result.value, value, rtol=1e-6)
+    np.testing.assert_allclose(result.grad_norm, np.linalg.norm(grad), rtol=1e-5)
+    assert result.evaluations == result.steps + 1
+    assert len(result.history.step) == result.steps or result.steps > 1000
+    assert result.message == status.message
+    np.testing.assert_array_equal(result.history.value[:1], fun(start) if result.steps else [])
+
+
+@pytest.mark.parametrize("name", ["too large a rate", "NaN gradient later"])
+def test_the_last_finite_iterate_comes_back(name):
+    fun, start, rate, *_ = OUTCOMES[name]
+    finite, params = [], start
+    while True:
+        value, grad = jax.value_and_grad(fun)(params)
+        good = np.isfinite(value) and np.isfinite(np.linalg.norm(grad.astype(jnp.float32)))
+        if not (good and np.isfinite(params).all()):
+            break
+        finite.append(params)
+        params = params - rate * grad
+    for arguments in ({}, {"history_rows": 0}, {"stop": jaxgd.target_value(-1e30)}):
+        result = jaxgd.minimize(fun, start, learning_rate=rate, **arguments)
+        assert result.status == Status.DIVERGED
+        assert result.steps == len(finite) - 1
+        np.testing.assert_allclose(result.params, finite[-1], rtol=1e-5)
+        # The state holds that iterate: a smaller rate goes on from it.
+        again = jaxgd.minimize(
+            fun, start, learning_rate=rate, state=result.state, **arguments
+        )
+        assert again.steps == result.steps
+        assert again.status == Status.DIVERGED
+
+
+def test_an_iterate_that_only_its_parameters_betray():
+    # The value saturates: no value and no gradient is ever other than finite.
+    def saturated(x):
+        return -jnp.tanh(x[0]) + 0 * x[1]
+
+    def rule():
+        import optax
+
+        def update(grad, state, params=None):
+            step = jnp.where(state == 23, jnp.inf, -1e-3)
+            return jax.tree.map(lambda g: jnp.full_like(g, step), grad), state + 1
+
+        return optax.GradientTransformation(lambda p: jnp.int32(0), update)
+
+    for rows in (0, 1000):
+        result = jaxgd.minimize(
+            saturated,
+            ZERO,
+            optimizer=rule(),
+            history_rows=rows,
+            stop=jaxgd.target_value(-2.0),
+        )
+        assert result.status == Status.DIVERGED
+        assert result.steps == 23
+        np.testing.assert_allclose(result.params, -0.023, rtol=1e-4)
+
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(50, 2)).astype("f")
+Y = (X @ np.array([1, 2]) + RNG.normal(size=50)).astype("f")
+
+
+def least_squares(w, batch):
+    x, y = batch
+    return jnp.mean((x @ w - y) ** 2)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 50])
+def test_mini_batch_numbers_are_of_all_rows(batch_size):
+    for epochs in (0, 0.5, 1, 2.3):
+        result = jaxgd.minimize(
+            least_squares,
+            ZERO,
+            (X, Y),
+            learning_rate=0.01,
+            batch_size=batch_size,
+            epochs=epochs,
+        )
+        steps = int(np.ceil(round(epochs * 50 / batch_size, 9)))
+        assert result.steps == steps
+        assert result.status == Status.MAX_STEPS
+        assert result.evaluations == steps + 1
+        assert result.rows_seen == steps * batch_size
+        value, grad = jax.value_and_grad(least_squares)(result.params, (X, Y))
+        np.testing.assert_allclose(result.value, value, rtol=1e-5)
+        np.testing.assert_allclose(result.grad_norm, np.linalg.norm(grad), rtol=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 50])
+def test_mini_batch_checks_see_the_full_objective(batch_size):
+    result = jaxgd.minimize(
+        least_squares,
+        ZERO,
+        (X, Y),
+        learning_rate=0.02,
+        batch_size=batch_size,
+        stop=jaxgd.value_change(rtol=1e-3, patience=2),
+        epochs=100,
+    )
+    assert result.status == Status.VALUE_SETTLED
+    checks = result.checks
+    expected = np.ceil(np.arange(1, len(checks.step) + 1) * 50 / batch_size)
+    np.testing.assert_array_equal(checks.step, expected)
+    assert result.steps == checks.step[-1]
+    assert result.value == checks.value[-1]
+    assert result.grad_norm == checks.grad_norm[-1]
+    assert result.evaluations == result.steps + len(checks.step)
+    # The rule by hand on the recorded values: it held at the last check and not before.
+    change = np.abs(np.diff(checks.value)) <= 1e-3 * np.abs(checks.value[1:])
+    in_a_row = change[1:] & change[:-1]
+    assert in_a_row[-1]
+    assert not in_a_row[:-1].any()
+    for i in (0, len(checks.step) - 1):
+        part = jaxgd.minimize(
+            least_squares,
+            ZERO,
+            (X, Y),
+            learning_rate=0.02,
+            batch_size=batch_size,
+            max_steps=int(checks.step[i]),
+        )
+        np.testing.assert_allclose(part.value, checks.value[i], rtol=1e-5)
+        np.testing.assert_allclose(part.grad_norm, checks.grad_norm[i], rtol=1e-4)
+
+
+def test_mini_batch_rules():
+    run = lambda **kw: jaxgd.minimize(  # noqa: E731
+        least_squares, ZERO, (X, Y), **{"batch_size": 10, "epochs": 200} | kw
+    )
+    tiny = run(learning_rate=1e-8, stop=VALUE(1e-4))
+    assert tiny.status == Status.STALLED
+    assert tiny.steps == 10
+    settled = run(learning_rate=0.01, stop=PARAMS(rtol=0.1))
+    assert settled.status == Status.PARAMS_SETTLED
+    moves = settled.checks.update_norm
+    assert np.isnan(moves[0])
+    assert moves[-1] <= 0.1 * np.linalg.norm(settled.params) < moves[-2]
+    target = run(learning_rate=0.05, stop=jaxgd.target_value(1.5))
+    assert target.status == Status.TARGET_REACHED
+    assert target.value <= 1.5 < target.checks.value[-2]
+    relative = run(learning_rate=0.05, stop=jaxgd.gradient_norm(rtol=0.1))
+    norms = relative.checks.grad_norm
+    assert relative.status == Status.GRADIENT_SMALL
+    assert norms[-1] <= 0.1 * norms[0] < norms[-2]
+
+
+@pytest.mark.parametrize("batch_size", [1, 10, 50])
+def test_a_bad_row_is_found(batch_size):
+    bad = Y.copy()
+    bad[13] = np.nan
+    result = jaxgd.minimize(
+        least_squares, ZERO, (X, bad), learning_rate=0.05, batch_size=batch_size
+    )
+    first = next(
+        t for t in range(50) if 13 in jaxgd.batch_rows(0, 50, batch_size, t).tolist()
+    )
+    if first == 0:
+        assert result.status == Status.NON_FINITE
+    else:
+        assert result.status == Status.DIVERGED
+        # The iterate of step `first` has a NaN batch; the one before is the last good.
+        assert result.steps == first - 1
+    assert np.isfinite(result.params).all()
+    assert np.isnan(result.value)  # the true value: of all rows, one of them bad
+
+
+def test_an_overflowing_mini_batch_run_keeps_the_last_finite_iterate():
+    rate, params, good = 5.0, np.zeros(2, np.float32), 0
+    for t in range(200):
+        rows = np.asarray(jaxgd.batch_rows(0, 50, 7, t))
+        value, grad = jax.value_and_grad(least_squares)(params, (X[rows], Y[rows]))
+        if not (np.isfinite(value) and np.isfinite(jnp.sum(grad**2))):
+            break
+        good, last = t, params
+        params = params - rate * grad
+    for arguments in ({}, {"final_evaluation": False}, {"stop": VALUE(1e-6)}):
+        result = jaxgd.minimize(
+            least_squares,
+            ZERO,
+            (X, Y),
+            learning_rate=rate,
+            batch_size=7,
+            epochs=100,
+            **arguments,
+        )
+        assert result.status == Status.DIVERGED
+        assert result.steps == good
+        np.testing.assert_allclose(result.params, last, rtol=1e-3)
+
+
+def test_final_evaluation_can_be_left_out():
+    result = jaxgd.minimize(
+        least_squares,
+        ZERO,
+        (X, Y),
+        learning_rate=0.05,
+        batch_size=5,
+        final_evaluation=False,
+        max_steps=33,
+    )
+    assert np.isnan(result.value)
+    assert np.isnan(result.grad_norm)
+    assert result.evaluations == 33
+    stopped = jaxgd.minimize(
+        least_squares,
+        ZERO,
+        (X, Y),
+        learning_rate=0.05,
+        batch_size=5,
+        final_evaluation=False,
+        stop=jaxgd.target_value(1.5),
+        epochs=50,
+    )
+    assert stopped.value == stopped.checks.value[-1] <= 1.5
+
+
+def test_user_arrays_are_neither_changed_nor_kept():
+    params = {"w": np.ones(2, np.float32), "b": jnp.zeros(())}
+    x, y = X.copy(), Y.copy()
+
+    def fun(p, batch):
+        return jnp.mean((batch[0] @ p["w"] + p["b"] - batch[1]) ** 2)
+
+    for steps in (0, 20):
+        result = jaxgd.minimize(fun, params, (x, y), learning_rate=0.1, max_steps=steps)
+        np.testing.assert_array_equal(params["w"], np.ones(2))
+        assert not params["b"].is_deleted()
+        np.testing.assert_array_equal(x, X)
+    kept = np.asarray(jaxgd.minimize(fun, params, (x, y), learning_rate=0.1, max_steps=0).params["w"])
+    params["w"][:] = 7
+    np.testing.assert_array_equal(kept, np.ones(2))
+    del result
+
+
+def test_tiny_gradients_are_not_taken_for_zero():
+    # Squares of 1e-25 are below the smallest float32.
+    small = lambda x: 1e-25 * quadratic(x)  # noqa: E731
+    result = jaxgd.minimize(
+        small, ZERO, learning_rate=1e24, stop=jaxgd.gradient_norm(rtol=1e-3)
+    )
+    assert result.status == Status.GRADIENT_SMALL
+    assert result.steps > 10
+    np.testing.assert_allclose(result.params, 1, atol=0.02)
