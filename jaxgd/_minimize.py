@@ -5,9 +5,10 @@ the result out of the other rooms, in two compiled programs: one makes the state
 step 0, the other goes on from any state.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,30 +33,30 @@ from jaxgd._rules import (
 )
 from jaxgd._source import chunk_size, pass_block, pass_key, resident
 from jaxgd._step import State, descent_step
-from jaxgd._stop import describe, fields_used, fingerprint, fresh_watch, make_judge
+from jaxgd._stop import StopRule, describe, fields_used, fingerprint, fresh_watch, make_judge
 
 
 def minimize(
-    fun,
-    params,
-    data=None,
+    fun: Callable[..., Any],
+    params: Any,
+    data: Any = None,
     *,
-    args=(),
-    batch_size=None,
-    learning_rate=None,
-    optimizer=None,
-    hyperparams=None,
-    max_steps=None,
-    epochs=None,
-    stop="auto",
-    key=None,
-    state=None,
-    has_aux=False,
-    with_key=False,
-    microbatch_size=None,
-    strata=None,
-    final_evaluation=True,
-    history_rows=1000,
+    args: tuple | list = (),
+    batch_size: int | None = None,
+    learning_rate: Any = None,
+    optimizer: Any = None,
+    hyperparams: dict[str, Any] | None = None,
+    max_steps: Any = None,
+    epochs: Any = None,
+    stop: StopRule | Literal["auto"] | None = "auto",
+    key: Any = None,
+    state: State | None = None,
+    has_aux: bool = False,
+    with_key: bool = False,
+    microbatch_size: int | None = None,
+    strata: int | None = None,
+    final_evaluation: bool = True,
+    history_rows: int = 1000,
 ) -> Result:
     r"""Minimizes an objective by gradient descent, as one compiled program.
 

@@ -39,7 +39,7 @@ _MESSAGES = {
     Status.VALUE_SETTLED: "The objective no longer changes.",
     Status.PARAMS_SETTLED: "The parameters no longer change.",
     Status.TARGET_REACHED: "The objective reached its target.",
-    Status.MAX_STEPS: "The limit on steps was reached before any stop rule held.",
+    Status.MAX_STEPS: "The limit on steps was reached.",
     Status.STALLED: "The run stands still before the gradient is small: the steps are too "
     "small, or the numbers are at the limit of their precision.",
     Status.DIVERGED: "An iterate was not finite; the last finite one is returned.",
@@ -77,7 +77,8 @@ class Result:
     Attributes:
       params: the last iterate such that it and every iterate before it had finite
         parameters, batch value and gradient.
-      value: the full objective at ``params``.
+      value: the full objective at ``params``; after a mini-batch run diverged, it may be
+        infinite there although every batch so far was finite.
       grad_norm: the 2-norm of its full gradient at ``params``.
       aux: the auxiliary output of the objective at ``params``; None without one. Where
         full passes run in blocks, leaves with a row axis are joined, other floating
@@ -238,7 +239,8 @@ def _rows(result: Result, steps, limit):
     if setting.n is not None:
         size = batch_size or setting.n
         epochs = steps * size / setting.n
-        yield "rows", f"{result.rows_seen} in steps of {size}: {epochs:.4g} epochs of {setting.n}"
+        seen = f"{result.rows_seen} in steps of {size}"
+        yield "rows", f"{seen}: {epochs:.4g} epoch{'' if epochs == 1 else 's'} of {setting.n}"
     yield "evaluations", str(int(result.evaluations))
 
 
