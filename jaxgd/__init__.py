@@ -4,8 +4,8 @@
 """
 
 from jaxgd import problems as problems
-from jaxgd._loop import Check as Check
 from jaxgd._history import History as History
+from jaxgd._loop import Check as Check
 from jaxgd._minimize import minimize as minimize
 from jaxgd._result import Criterion as Criterion
 from jaxgd._result import Result as Result

@@ -106,9 +106,9 @@ def check_all(
     rule = _stop(stop, params, batch_size)
 
     dtype = _tree.real_dtype(params)
-    fun_numbers, fun_rest = _tree.split(fun, None)
+    fun_numbers, fun_rest = _tree.split(fun, dtype, arrays_too=False)
     rate_numbers, rate_rest = _tree.split(_rate(learning_rate), dtype)
-    rule_numbers, rule_rest = _tree.split(optimizer, None)
+    rule_numbers, rule_rest = _tree.split(optimizer, dtype, arrays_too=False)
     hyper_numbers, hyper_rest = _tree.split(_hyperparams(hyperparams), dtype)
     stop_numbers, stop_rest = _tree.split(rule, dtype)
     numbers = Numbers(
@@ -152,10 +152,6 @@ def check_all(
 def objective_of(spec: Spec, numbers: Numbers, block=None):
     fun = spec.fun.join(numbers.fun)
     return make_objective(fun, numbers.args, has_aux=spec.has_aux, block=block)
-
-
-def work_per_step(spec: Spec, numbers: Numbers) -> int:
-    return spec.work
 
 
 def _work_of(spec: Spec, numbers: Numbers) -> int:
@@ -740,7 +736,11 @@ def real(name, value, fix) -> None:
         )
     if isinstance(value, jax.core.Tracer):
         return
-    if not (math.isfinite(float(value)) and float(value) >= 0):
+    try:
+        finite = math.isfinite(float(value))
+    except OverflowError:  # an int beyond every float
+        finite = False
+    if not (finite and float(value) >= 0):
         raise ValueError(f"{name} must be finite and >= 0, got {value!r}: {fix}.")
 
 

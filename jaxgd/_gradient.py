@@ -13,6 +13,13 @@ import jax.numpy as jnp
 from jax import lax
 
 
+class Batch(NamedTuple):
+    """What the objective is evaluated on: rows of the data, and a key."""
+
+    rows: Any = None
+    key: Any = None
+
+
 class Objective(NamedTuple):
     """The objective on a batch; ``batch`` and ``key`` are None where there is none."""
 
@@ -47,7 +54,9 @@ def make_objective(fun, args=(), *, has_aux=False, block=None) -> Objective:
         return (value, aux), grad
 
     def value(params, batch, key):
-        means, _ = _over_blocks(lambda rows: (call(params, rows, key)[0], None), batch, block)
+        means, _ = _over_blocks(
+            lambda rows: (call(params, rows, key)[0], None), batch, block
+        )
         return means
 
     return Objective(value, value_and_grad)
@@ -85,7 +94,9 @@ def _over_blocks(of_rows, batch, block):
     other = 1 if block > 1 else 2
     _, other_shapes = jax.eval_shape(lambda: of_rows(rows_from(0, other)))
     by_row = jax.tree.map(
-        lambda a, b: (a.shape[:1], b.shape[:1]) == ((block,), (other,)), aux_shapes, other_shapes
+        lambda a, b: (a.shape[:1], b.shape[:1]) == ((block,), (other,)),
+        aux_shapes,
+        other_shapes,
     )
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, _sum_dtype(s.dtype)), shapes)
     total, aux = lax.scan(body, zeros, jnp.arange(whole, dtype=jnp.int32))

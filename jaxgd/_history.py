@@ -46,7 +46,9 @@ class Record:
 
 def empty_record(rows: int, dtype) -> Record:
     return Record(
-        jnp.int32(0), jnp.full((rows,), -1, jnp.int32), jnp.full((rows, 4), jnp.nan, dtype)
+        jnp.int32(0),
+        jnp.full((rows,), -1, jnp.int32),
+        jnp.full((rows, 4), jnp.nan, dtype),
     )
 
 

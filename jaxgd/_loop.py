@@ -179,7 +179,11 @@ def _run_with_passes(parts: Parts, look: Look, limit) -> End:
     def segment(end_and_look):
         end, look = end_and_look
         running = look.verdict == Status.RUNNING
-        due = parts.next_check(look.state.step, look.state.run.checked) if watched else limit
+        due = (
+            parts.next_check(look.state.step, look.state.run.checked)
+            if watched
+            else limit
+        )
         goal = jnp.where(running, jnp.minimum(due, limit), look.state.step)
         look = look._replace(goal=goal, last=~running | (goal == limit))
         look = _advance(parts, look)
@@ -211,9 +215,12 @@ def _run_with_passes(parts: Parts, look: Look, limit) -> End:
         blown = jnp.where(state.step == 0, Status.NON_FINITE, Status.DIVERGED)
         verdict = jnp.where(bad, blown, verdict)
         finished = look.done | (verdict != Status.RUNNING)
-        status = jnp.where(finished & (verdict == Status.RUNNING), Status.MAX_STEPS, verdict)
+        status = jnp.where(
+            finished & (verdict == Status.RUNNING), Status.MAX_STEPS, verdict
+        )
         state = replace(state, run=run)
-        extra = jnp.where(due, 0, jnp.int32(parts.final_evaluation))
+        counted = state.run.checked == state.step  # as the check that it repeats
+        extra = jnp.where(due | counted, 0, jnp.int32(parts.final_evaluation))
         end = End(state, status, full, watch, seen, extra)
         return end, look._replace(state=state, verdict=verdict, watch=watch)
 
@@ -222,7 +229,12 @@ def _run_with_passes(parts: Parts, look: Look, limit) -> End:
         jax.eval_shape(lambda: _pass(parts, look.state, jnp.bool_(True))),
     )
     end = End(
-        look.state, jnp.int32(Status.RUNNING), blank, look.watch, look.seen, jnp.int32(0)
+        look.state,
+        jnp.int32(Status.RUNNING),
+        blank,
+        look.watch,
+        look.seen,
+        jnp.int32(0),
     )
     if not watched:
         return segment((end, look))[0]
@@ -344,7 +356,9 @@ def _loop(parts: Parts, state, inputs, count, aux):
 
     def body(i, carry):
         core, infos, _ = carry
-        x = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), inputs)
+        x = jax.tree.map(
+            lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), inputs
+        )
         core, info = parts.step(core, x)
         infos = jax.tree.map(
             lambda all, one: lax.dynamic_update_index_in_dim(all, one, i, 0),

@@ -16,9 +16,9 @@ import numpy as np
 import optax
 
 from jaxgd import _tree
-from jaxgd._check import Numbers, Spec, check_all, objective_of, work_per_step
+from jaxgd._check import Numbers, Spec, check_all, objective_of
 from jaxgd._gradient import even_block
-from jaxgd._history import History, empty_record, history_of, trimmed
+from jaxgd._history import empty_record, history_of
 from jaxgd._loop import Check, End, Full, Parts, Run, run_exactly, run_to
 from jaxgd._result import Result, Setting, Status, on_host
 from jaxgd._rows import divide_product
@@ -27,13 +27,19 @@ from jaxgd._rules import (
     default_rate,
     evaluation_params,
     has_evaluation_params,
-    is_rule,
     reports_rate,
     require_rule,
 )
 from jaxgd._source import chunk_size, pass_block, pass_key, resident
 from jaxgd._step import State, descent_step
-from jaxgd._stop import StopRule, describe, fields_used, fingerprint, fresh_watch, make_judge
+from jaxgd._stop import (
+    StopRule,
+    describe,
+    fields_used,
+    fingerprint,
+    fresh_watch,
+    make_judge,
+)
 
 
 def minimize(
@@ -149,11 +155,12 @@ def minimize(
         final_evaluation=final_evaluation,
         history_rows=history_rows,
     )
-    work = work_per_step(spec, numbers)
+    if state is not None:
+        _require_same_problem(_start.eval_shape(spec, numbers), state)
     fresh = _start(spec, numbers)
     if state is not None:
         fresh = _resumed(fresh, state)
-    outcome = _go(spec, work, numbers, fresh, limit)
+    outcome = _go(spec, numbers, fresh, limit)
     return _finished(spec, outcome)
 
 
@@ -184,8 +191,12 @@ def _start(spec: Spec, numbers: Numbers) -> State:
         key=numbers.key,
         evaluations=jnp.int32(0),
         watch=() if rule is None else fresh_watch(rule, params),
-        rule=() if rule is None else (jnp.uint32(fingerprint(rule)), tuple(numbers.stop)),
-        arrived=(jnp.asarray(jnp.nan, dtype), jnp.bool_(True)) if "moved" in needs else (),
+        rule=()
+        if rule is None
+        else (jnp.uint32(fingerprint(rule)), tuple(numbers.stop)),
+        arrived=(jnp.asarray(jnp.nan, dtype), jnp.bool_(True))
+        if "moved" in needs
+        else (),
         status=jnp.int32(Status.RUNNING),
         checked=jnp.int32(-1),
         anchor=params if "anchor" in needs else None,
@@ -196,12 +207,12 @@ def _start(spec: Spec, numbers: Numbers) -> State:
     return State(params, opt_state, jnp.int32(0), run)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _go(spec: Spec, work: int, numbers: Numbers, state: State, limit) -> Outcome:
+@partial(jax.jit, static_argnums=0)
+def _go(spec: Spec, numbers: Numbers, state: State, limit) -> Outcome:
     """Goes on from ``state`` for at most ``limit`` steps."""
     rule = _stop_rule(spec, numbers)
     state = replace(state, run=_same_rule_or_fresh(state, rule, numbers))
-    parts, full = _parts(spec, work, numbers, state, rule)
+    parts, full = _parts(spec, numbers, state, rule)
     # Saturating, so that "as many as an int holds" means just that.
     limit = state.step + jnp.minimum(limit, 2**31 - 1 - state.step)
     if spec.exactly is not None:
@@ -211,8 +222,10 @@ def _go(spec: Spec, work: int, numbers: Numbers, state: State, limit) -> Outcome
         if spec.batch_size is None and has_evaluation_params(end.state.opt_state):
             end = end._replace(full=full(end.state), extra=end.extra + 1)
     run = end.state.run
-    found = () if rule is None else describe(
-        rule, end.watch.memory, end.seen, _succeeded(end.status)
+    found = (
+        ()
+        if rule is None
+        else describe(rule, end.watch.memory, end.seen, _succeeded(end.status))
     )
     judged = None
     if has_evaluation_params(end.state.opt_state):
@@ -230,7 +243,7 @@ def _go(spec: Spec, work: int, numbers: Numbers, state: State, limit) -> Outcome
     )
 
 
-def _parts(spec: Spec, work, numbers: Numbers, state: State, rule):
+def _parts(spec: Spec, numbers: Numbers, state: State, rule):
     """The loop's parts, and the full pass at a state."""
     params, run = numbers.params, state.run
     objective = objective_of(spec, numbers, spec.microbatch_size)
@@ -249,7 +262,7 @@ def _parts(spec: Spec, work, numbers: Numbers, state: State, rule):
         wanted.add("evaluations")
     size_of_update = (lambda t, grad_norm: rate(t) * grad_norm) if plain else None
     step = descent_step(objective, optimizer, frozenset(wanted), size_of_update)
-    size = chunk_size(numbers.data, spec.batch_size, work)
+    size = chunk_size(numbers.data, spec.batch_size, spec.work)
     source = resident(
         numbers.data,
         run.key,
@@ -258,7 +271,7 @@ def _parts(spec: Spec, work, numbers: Numbers, state: State, rule):
         size=size,
         with_key=spec.with_key,
     )
-    full = _full_pass(spec, work, numbers, run.key, needs)
+    full = _full_pass(spec, numbers, run.key, needs)
     parts = Parts(
         step=lambda state, x: step(state, source.batch(x)),
         inputs=source.inputs,
@@ -274,12 +287,14 @@ def _parts(spec: Spec, work, numbers: Numbers, state: State, rule):
     return parts, full
 
 
-def _full_pass(spec: Spec, work, numbers: Numbers, key, needs):
+def _full_pass(spec: Spec, numbers: Numbers, key, needs):
     """State -> Full: all rows, in blocks that fit where the steps did."""
     block = spec.microbatch_size
     if spec.batch_size is not None:
         rows = min(spec.microbatch_size or spec.batch_size, spec.batch_size)
-        block = even_block(spec.n, pass_block(rows, work * rows // spec.batch_size, spec.n))
+        block = even_block(
+            spec.n, pass_block(rows, spec.work * rows // spec.batch_size, spec.n)
+        )
     objective = objective_of(spec, numbers, block)
     key = pass_key(key) if spec.with_key else None
 
@@ -339,7 +354,9 @@ def _rate_of_step(spec: Spec, numbers: Numbers):
         return None
     dtype = _tree.real_dtype(numbers.params)
     if not callable(rate):
-        return lambda steps: jnp.broadcast_to(jnp.asarray(rate, dtype), jnp.shape(steps))
+        return lambda steps: jnp.broadcast_to(
+            jnp.asarray(rate, dtype), jnp.shape(steps)
+        )
     return jnp.vectorize(rate)
 
 
@@ -387,17 +404,14 @@ def _same_rule_or_fresh(state: State, rule, numbers: Numbers) -> Run:
         run,
         watch=_tree.select(same, run.watch, fresh_watch(rule, numbers.params)),
         rule=(jnp.uint32(fingerprint(rule)), tuple(numbers.stop)),
-        status=jnp.where(same & (run.checked == state.step), run.status, Status.RUNNING),
+        status=jnp.where(
+            same & (run.checked == state.step), run.status, Status.RUNNING
+        ),
     )
 
 
-def _resumed(fresh: State, state) -> State:
-    """``state`` in the form of ``fresh``; a ValueError names the first leaf that differs."""
-    if not isinstance(state, State) or not isinstance(state.run, Run):
-        kind = type(state).__name__
-        raise TypeError(
-            f"state must be a Result.state, got {kind}: pass result.state of an earlier run."
-        )
+def _require_same_problem(fresh: State, state) -> None:
+    """A ValueError names the first leaf of ``state`` that differs from ``fresh``."""
     for name in ("params", "opt_state"):
         _require_alike(f"state.{name}", getattr(state, name), getattr(fresh, name))
     old, new = state.run, fresh.run
@@ -409,11 +423,17 @@ def _resumed(fresh: State, state) -> State:
                 f"state.run.{name} has room for {rows} rows, this call for {expected}: pass "
                 "the history_rows of the first run, and batch_size only if it had one."
             )
+
+
+def _resumed(fresh: State, state) -> State:
+    """``state`` in the form of ``fresh``, with fresh memory where the rule is another."""
+    old, new = state.run, fresh.run
     same_rule = _alike((old.watch, old.rule), (new.watch, new.rule))
     run = replace(
         old,
         watch=old.watch if same_rule else new.watch,
         rule=old.rule if same_rule else new.rule,
+        status=old.status if same_rule else new.status,
         arrived=old.arrived if _alike(old.arrived, new.arrived) else new.arrived,
         anchor=old.anchor if _alike(old.anchor, new.anchor) else new.anchor,
     )
@@ -436,7 +456,9 @@ def _require_alike(name, tree, expected) -> None:
             f"{jax.tree.structure(tree)}; {fix}."
         )
     pairs = zip(
-        jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(expected), strict=True
+        jax.tree_util.tree_leaves_with_path(tree),
+        jax.tree.leaves(expected),
+        strict=True,
     )
     for (path, leaf), like in pairs:
         if np.shape(leaf) != np.shape(like) or leaf.dtype != like.dtype:

@@ -57,7 +57,9 @@ class Criterion(NamedTuple):
 
 
 jax.tree_util.register_pytree_node(
-    Criterion, lambda c: (tuple(c[1:]), c.name), lambda name, rest: Criterion(name, *rest)
+    Criterion,
+    lambda c: (tuple(c[1:]), c.name),
+    lambda name, rest: Criterion(name, *rest),
 )
 
 
@@ -182,7 +184,9 @@ class Result:
 
     def _one(self, what) -> "Result":
         if isinstance(self.status, jax.core.Tracer):
-            raise TypeError(f"Result.{what} is for the host: use it outside jit and vmap.")
+            raise TypeError(
+                f"Result.{what} is for the host: use it outside jit and vmap."
+            )
         if np.shape(self.status):
             raise TypeError(
                 f"Result.{what} is for a single run, this one has lanes of shape "
@@ -234,13 +238,22 @@ def _rows(result: Result, steps, limit):
     if rates.size and np.isfinite(rates).any():
         low, high = np.nanmin(rates), np.nanmax(rates)
         same = _number(low) == _number(high)
-        yield "learning rate", _number(low) if same else f"{_number(low)} ... {_number(high)}"
-    yield "steps", f"{steps} of at most {limit}" if steps < limit else f"{steps}, the limit"
+        yield (
+            "learning rate",
+            _number(low) if same else f"{_number(low)} ... {_number(high)}",
+        )
+    yield (
+        "steps",
+        f"{steps} of at most {limit}" if steps < limit else f"{steps}, the limit",
+    )
     if setting.n is not None:
         size = batch_size or setting.n
         epochs = steps * size / setting.n
         seen = f"{result.rows_seen} in steps of {size}"
-        yield "rows", f"{seen}: {epochs:.4g} epoch{'' if epochs == 1 else 's'} of {setting.n}"
+        yield (
+            "rows",
+            f"{seen}: {epochs:.4g} epoch{'' if epochs == 1 else 's'} of {setting.n}",
+        )
     yield "evaluations", str(int(result.evaluations))
 
 

@@ -7,6 +7,7 @@ streaming and sharding are all arithmetic on a position.
 """
 
 import math
+import operator
 from functools import partial
 
 import jax
@@ -60,7 +61,21 @@ def shuffled_rows(key, n: int, epoch, index) -> jax.Array:
       (1964).
     """
     n = _count("n", n)
-    return _shuffled_rows(as_key(key), n, _integers("epoch", epoch), _integers("index", index))
+    epoch, index = _integers("epoch", epoch), _integers("index", index)
+    try:
+        np.broadcast_shapes(np.shape(epoch), np.shape(index))
+    except ValueError:
+        raise ValueError(
+            f"epoch and index must broadcast, got shapes {np.shape(epoch)} and "
+            f"{np.shape(index)}: pass for example epoch[:, None]."
+        ) from None
+    if isinstance(index, np.ndarray) and index.size:
+        for place in (index.min(), index.max()):
+            if not 0 <= place < n:
+                raise ValueError(
+                    f"index must be 0 <= index < n = {n}, got {place}: pass places in range."
+                )
+    return _shuffled_rows(as_key(key), n, epoch, index)
 
 
 def batch_rows(key, n: int, batch_size: int, step, strata: int = 1) -> jax.Array:
@@ -103,7 +118,8 @@ def batch_rows(key, n: int, batch_size: int, step, strata: int = 1) -> jax.Array
                 f"strata must divide {name} = {number}, got strata={strata}: "
                 f"pass a divisor of {math.gcd(n, batch_size)}."
             )
-    return _batch_rows(as_key(key), n, batch_size, _integers("step", step), strata)
+    step = _integers("step", step)
+    return _batch_rows(as_key(key), n, batch_size, step, strata)
 
 
 def rows_of_steps(key, n, batch_size, strata, step, count) -> jax.Array:
@@ -144,8 +160,14 @@ def divide_product(t, a: int, m: int):
 
 def as_key(key) -> jax.Array:
     """A typed PRNG key from a key of either kind or an int seed."""
-    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    if not typed and getattr(key, "dtype", None) == jnp.uint32 and np.shape(key) == (2,):
+    typed = isinstance(key, jax.Array) and jnp.issubdtype(
+        key.dtype, jax.dtypes.prng_key
+    )
+    if (
+        not typed
+        and getattr(key, "dtype", None) == jnp.uint32
+        and np.shape(key) == (2,)
+    ):
         key, typed = jax.random.wrap_key_data(key), True
     if typed:
         if key.shape != ():
@@ -160,15 +182,25 @@ def as_key(key) -> jax.Array:
 def _seed(seed) -> int:
     if isinstance(seed, jax.core.Tracer):
         return seed
-    array = np.asarray(seed)
-    if array.dtype.kind not in "iu" or array.ndim:
+    if getattr(seed, "dtype", None) == jnp.uint32 and np.shape(seed)[-1:] == (2,):
+        raise ValueError(
+            f"key must be a single key, got keys of shape {np.shape(seed)}: pass one of them, or vmap "
+            "over them."
+        )
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        number = None
+    if number is None or isinstance(seed, bool | np.bool_):
         raise TypeError(
             f"key must be one JAX PRNG key or an int seed, got {seed!r}: pass for example "
             "jax.random.key(0)."
         )
-    if not 0 <= int(array) < 2**32:
-        raise ValueError(f"key as a seed must be 0 <= seed < 2**32, got {seed!r}: pass 0.")
-    return int(array)
+    if not 0 <= number < 2**32:
+        raise ValueError(
+            f"key as a seed must be 0 <= seed < 2**32, got {seed!r}: pass 0."
+        )
+    return number
 
 
 @partial(jax.jit, static_argnums=1)
@@ -180,7 +212,8 @@ def _shuffled_rows(key, n, epoch, index):
 @partial(jax.jit, static_argnums=(1, 2, 4))
 def _batch_rows(key, n, batch_size, step, strata):
     rows = jnp.vectorize(
-        lambda t: rows_of_steps(key, n, batch_size, strata, t, 1)[0], signature="()->(b)"
+        lambda t: rows_of_steps(key, n, batch_size, strata, t, 1)[0],
+        signature="()->(b)",
     )
     return rows(step.astype(jnp.int32))
 
@@ -222,7 +255,9 @@ def _feistel(n, low, high, index):
             column = column + _below(_mix(row * jnp.uint32(0x9E3779B1) + word), length)
             column = column - jnp.where(column >= length, length, jnp.uint32(0))
         else:
-            length = jnp.where(column < last, jnp.uint32(height), jnp.uint32(height - 1))
+            length = jnp.where(
+                column < last, jnp.uint32(height), jnp.uint32(height - 1)
+            )
             row = row + _below(_mix(column * jnp.uint32(0x85EBCA77) + word), length)
             row = row - jnp.where(row >= length, length, jnp.uint32(0))
     return (row * width + column).astype(jnp.int32)
@@ -242,7 +277,9 @@ def _below(hashed, length):
 
 def _count(name, value) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be a Python int, got {value!r}: pass a whole number.")
+        raise TypeError(
+            f"{name} must be a Python int, got {value!r}: pass a whole number."
+        )
     value = int(value)
     if not 1 <= value <= _MAX_ROWS:
         raise ValueError(
@@ -252,9 +289,9 @@ def _count(name, value) -> int:
 
 
 def _integers(name, value) -> jax.Array:
-    value = jnp.asarray(value)
-    if not jnp.issubdtype(value.dtype, jnp.integer):
+    array = value if isinstance(value, jax.Array) else np.asarray(value)
+    if array.dtype.kind not in "iu":
         raise TypeError(
-            f"{name} must be of integers, got dtype {value.dtype}: pass an int array."
+            f"{name} must be of integers, got {value!r}: pass an int array."
         )
-    return value
+    return array

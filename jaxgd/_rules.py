@@ -48,8 +48,8 @@ def check_factory(factory, has_rate: bool, names) -> None:
     variadic = any(p.kind is kinds.VAR_POSITIONAL for p in parameters.values())
     if has_rate and not positional and not variadic:
         raise ValueError(
-            f"learning_rate was given, but the factory {called} takes no argument: leave "
-            "learning_rate out, or let the factory take it first."
+            f"learning_rate must not be given with {called}, a factory that takes no "
+            "argument: leave learning_rate out, or let the factory take it first."
         )
     first = positional[0] if positional else None
     if not has_rate and first is not None:
@@ -65,15 +65,27 @@ def check_factory(factory, has_rate: bool, names) -> None:
                 f"hyperparams has {name!r}, which the factory {called} does not take; it "
                 f"takes {', '.join(known) or 'none'}."
             )
+    fixed = (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)
+    for name in known:
+        parameter = parameters[name]
+        needed = parameter.default is kinds.empty and parameter.kind not in fixed
+        if needed and name not in names:
+            raise ValueError(
+                f"hyperparams must hold {name!r}, which the factory {called} needs, got "
+                f"{list(names)}: pass hyperparams={{{name!r}: ...}}."
+            )
 
 
-def call_factory(factory, rate, hyperparams: dict) -> optax.GradientTransformationExtraArgs:
+def call_factory(
+    factory, rate, hyperparams: dict
+) -> optax.GradientTransformationExtraArgs:
     """``factory(rate, **hyperparams)``, or without the rate where it is None."""
     rule = factory(**hyperparams) if rate is None else factory(rate, **hyperparams)
     if not is_rule(rule):
         raise TypeError(
-            f"optimizer must be an optax rule or a function that returns one; "
-            f"{describe(factory)} returned {describe(rule)}."
+            f"optimizer must be an optax rule or a function that returns one, "
+            f"{describe(factory)} returned {describe(rule)}: return what an optax factory "
+            "returns."
         )
     return optax.with_extra_args_support(rule)
 
@@ -91,13 +103,17 @@ def default_rate(factory) -> Any:
 def rate_used(opt_state, dtype) -> jax.Array:
     """The learning rate of the last update where the state reports one, else NaN."""
     found = optax.tree.get_all_with_path(opt_state, "learning_rate")
-    rates = [rate for _, rate in found if jnp.shape(rate) == ()]
+    rates = [rate for _, rate in found if _is_scalar(rate)]
     return jnp.asarray(rates[0] if rates else jnp.nan).astype(dtype)
 
 
 def reports_rate(opt_state) -> bool:
     found = optax.tree.get_all_with_path(opt_state, "learning_rate")
-    return any(jnp.shape(rate) == () for _, rate in found)
+    return any(_is_scalar(rate) for _, rate in found)
+
+
+def _is_scalar(rate) -> bool:  # and not the state of a schedule
+    return isinstance(rate, int | float) or getattr(rate, "shape", None) == ()
 
 
 def trial_points(opt_state) -> jax.Array:
@@ -129,5 +145,5 @@ def describe(thing) -> str:
     name = getattr(thing, "__qualname__", None)
     if name is not None:
         return f"{getattr(thing, '__module__', '')}.{name}".lstrip(".")
-    text = repr(thing)
+    text = " ".join(repr(thing).split())
     return f"{text if len(text) < 60 else text[:57] + '...'} of type {type(thing).__name__}"

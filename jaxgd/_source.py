@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgd._gradient import Batch
 from jaxgd._rows import rows_of_steps
-from jaxgd._step import Batch
 
 # Bytes of rows gathered ahead of a chunk's inner loop. Small batches gain most from it
 # (batch 8 of 20 features: 1000 ns a step gathered inside the step, 350 before it).
@@ -44,7 +44,9 @@ def resident(data, key, *, batch_size, strata, size, with_key) -> Source:
         if not with_key:
             return None
         stream = jax.random.fold_in(key, _STEP_KEYS)
-        own = jax.vmap(lambda t: jax.random.fold_in(stream, t))(step + jnp.arange(size, dtype=jnp.int32))
+        own = jax.vmap(lambda t: jax.random.fold_in(stream, t))(
+            step + jnp.arange(size, dtype=jnp.int32)
+        )
         if batch_size is not None:
             return own
         # The last iterate of a batch run is judged like any full pass.

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxgd import _tree
-from jaxgd._gradient import Objective, make_objective
+from jaxgd import _check, _tree
+from jaxgd._gradient import Batch, Objective, make_objective
 from jaxgd._rules import rate_used, require_rule, trial_points
 
 
@@ -63,13 +63,6 @@ class Info(NamedTuple):
     moved: Any = None
 
 
-class Batch(NamedTuple):
-    """The input of one step: its rows of the data, and its key."""
-
-    rows: Any = None
-    key: Any = None
-
-
 def init_state(params, optimizer) -> State:
     """The state before step 0.
 
@@ -89,7 +82,7 @@ def init_state(params, optimizer) -> State:
       0
     """
     optimizer = require_rule(optimizer)
-    params = jax.tree.map(lambda x: jnp.asarray(_tree.as_number(x, jnp.float32)), params)
+    params = jax.tree.map(jnp.asarray, _check.numbers_of(params))
     return State(params, optimizer.init(params), jnp.int32(0))
 
 
@@ -125,8 +118,15 @@ def make_step(fun, optimizer, *, args=(), has_aux=False, microbatch_size=None):
       >>> float(state.params)
       4.5
     """
-    objective = make_objective(fun, tuple(args), has_aux=has_aux, block=microbatch_size)
-    inner = descent_step(objective, require_rule(optimizer), frozenset({"update_norm", "aux"}))
+    _check.function("fun", fun)
+    _check.flag("has_aux", has_aux)
+    args = _check.extra(args, jnp.float32)
+    if microbatch_size is not None:
+        microbatch_size = _check.whole("microbatch_size", microbatch_size, low=1)
+    objective = make_objective(fun, args, has_aux=has_aux, block=microbatch_size)
+    inner = descent_step(
+        objective, require_rule(optimizer), frozenset({"update_norm", "aux"})
+    )
 
     def step(state: State, batch) -> tuple[State, Info]:
         return inner(state, Batch(batch))

@@ -5,6 +5,7 @@ means success. It plugs into the loop as ``judge``, a function of one check; not
 here knows gradients, data or chunks.
 """
 
+import operator
 import zlib
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxgd import _tree
+from jaxgd import _rules, _tree
 from jaxgd._loop import Check
 from jaxgd._result import Criterion, Status
 
@@ -245,7 +246,9 @@ def make_judge(rule: StopRule, params):
     eps = float(np.finfo(dtype).eps)
 
     def judge(watch: Watch, check: Check, moved=None):
-        memory = _tree.select(watch.started, watch.memory, _like(rule.init(check), watch.memory))
+        memory = _tree.select(
+            watch.started, watch.memory, _like(rule.init(check), watch.memory)
+        )
         memory, holds = rule.update(memory, check)
         memory = _like(memory, watch.memory)
         code = jnp.int32(rule.status(memory) if callable(rule.status) else rule.status)
@@ -281,7 +284,9 @@ def fields_used(rule: StopRule, params) -> frozenset:
         read = {id(v) for eqn in jaxpr.eqns for v in eqn.invars}
         read |= {id(v) for v in jaxpr.outvars}
         inputs = jaxpr.invars[-len(check) :]
-        used |= {name for name, v in zip(Check._fields, inputs, strict=True) if id(v) in read}
+        used |= {
+            name for name, v in zip(Check._fields, inputs, strict=True) if id(v) in read
+        }
     return frozenset(used)
 
 
@@ -314,10 +319,19 @@ def _identity(part):
         cells = tuple(cell.cell_contents for cell in part.__closure__ or ())
         plain = tuple(c for c in cells if isinstance(c, int | float | str))
         consts = tuple(c for c in code.co_consts if isinstance(c, int | float | str))
-        return part.__module__, part.__qualname__, code.co_code, code.co_names, consts, plain
+        return (
+            part.__module__,
+            part.__qualname__,
+            code.co_code,
+            code.co_names,
+            consts,
+            plain,
+        )
     if hasattr(part, "dtype"):
         return "number"
-    return repr(part) if isinstance(part, int | float | str) else type(part).__qualname__
+    return (
+        repr(part) if isinstance(part, int | float | str) else type(part).__qualname__
+    )
 
 
 # The rules themselves, as module-level functions: their identity is part of a compiled
@@ -387,12 +401,14 @@ def _describe_target(target, memory, check):
 
 def _combined(name, update, rules) -> StopRule:
     if not rules:
-        raise ValueError(f"{name} needs at least one stop rule, got none: pass rules to it.")
+        raise ValueError(
+            f"{name} needs at least one stop rule, got none: pass rules to it."
+        )
     for i, rule in enumerate(rules):
         if not isinstance(rule, StopRule):
             raise TypeError(
-                f"{name} takes stop rules, got {rule!r} as argument {i}: pass for example "
-                "jaxgd.gradient_norm(atol=1e-6)."
+                f"{name} takes stop rules, got {_rules.describe(rule)} as argument {i}: pass "
+                f"for example jaxgd.{name}(jaxgd.gradient_norm(atol=1e-6), ...)."
             )
     return StopRule(
         init=Partial(_init_each, rules),
@@ -417,7 +433,9 @@ def _update_each(rules, memory, check):
         new, holds = rule.update(old, check)
         memories.append(_like(new, old))
         verdicts.append(jnp.asarray(holds))
-        codes.append(jnp.int32(rule.status(new) if callable(rule.status) else rule.status))
+        codes.append(
+            jnp.int32(rule.status(new) if callable(rule.status) else rule.status)
+        )
     return tuple(memories), jnp.stack(verdicts), jnp.stack(codes)
 
 
@@ -450,7 +468,7 @@ def _auto_tolerances(params) -> tuple[float, float]:
 
 def _tolerances(rule, **given) -> list:
     if all(value is None for value in given.values()):
-        names = " or ".join(given)
+        names = " nor ".join(given)
         raise ValueError(
             f"{rule} needs a tolerance, got neither {names}: pass for example "
             f"jaxgd.{rule}({next(iter(given))}=1e-6)."
@@ -464,10 +482,16 @@ def _tolerances(rule, **given) -> list:
 def _number(rule, name, value, nonnegative):
     if isinstance(value, jax.core.Tracer):
         return value
-    array = np.asarray(value)
-    if array.dtype.kind not in "fiu" or array.ndim:
+    array = np.asarray(value) if hasattr(value, "dtype") else value
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    if not real and getattr(value, "dtype", np.dtype(bool)).kind not in "fiuV":
         raise TypeError(
             f"{rule}: {name} must be a real number, got {value!r}: pass for example 1e-6."
+        )
+    if np.shape(value) != ():
+        raise ValueError(
+            f"{rule}: {name} must be a scalar, got shape {np.shape(value)}: pass for example "
+            "1e-6, or vmap."
         )
     if np.isnan(array) or (nonnegative and array < 0):
         low = " >= 0" if nonnegative else ""
@@ -480,11 +504,17 @@ def _number(rule, name, value, nonnegative):
 def _patience(rule, patience):
     if isinstance(patience, jax.core.Tracer):
         return patience
-    if isinstance(patience, bool) or not hasattr(patience, "__index__"):
+    try:
+        number = operator.index(patience)
+    except TypeError:
+        number = None
+    if number is None or isinstance(patience, bool):
         raise TypeError(
             f"{rule}: patience must be a whole number of checks, got {patience!r}: "
             "pass for example 1."
         )
-    if int(patience) < 1:
-        raise ValueError(f"{rule}: patience must be at least 1, got {patience!r}: pass 1.")
-    return np.asarray(int(patience), np.int32)
+    if not 1 <= number < 2**31:
+        raise ValueError(
+            f"{rule}: patience must be at least 1 and below 2**31, got {number}: pass 1."
+        )
+    return np.asarray(number, np.int32)

@@ -16,7 +16,9 @@ from jax import lax
 
 def real_dtype(tree) -> np.dtype:
     """The dtype of reported numbers: float32, or float64 if a leaf has that precision."""
-    wide = any(leaf.dtype in (jnp.float64, jnp.complex128) for leaf in jax.tree.leaves(tree))
+    wide = any(
+        leaf.dtype in (jnp.float64, jnp.complex128) for leaf in jax.tree.leaves(tree)
+    )
     return np.dtype(np.float64 if wide else np.float32)
 
 
@@ -60,7 +62,9 @@ def largest(tree, dtype) -> jax.Array:
 
 
 def all_finite(tree) -> jax.Array:
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+    return jnp.all(
+        jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)])
+    )
 
 
 def select(condition, new, old):
@@ -70,7 +74,9 @@ def select(condition, new, old):
 
 def differ(a, b) -> jax.Array:
     """Whether any entry differs."""
-    return jnp.any(jnp.stack(jax.tree.leaves(jax.tree.map(lambda x, y: jnp.any(x != y), a, b))))
+    return jnp.any(
+        jnp.stack(jax.tree.leaves(jax.tree.map(lambda x, y: jnp.any(x != y), a, b)))
+    )
 
 
 def subtract(a, b):
@@ -79,7 +85,9 @@ def subtract(a, b):
 
 def cast_like(tree, like):
     """``tree`` in the dtypes of ``like``."""
-    return jax.tree.map(lambda x, y: jnp.asarray(x).astype(jnp.asarray(y).dtype), tree, like)
+    return jax.tree.map(
+        lambda x, y: jnp.asarray(x).astype(jnp.asarray(y).dtype), tree, like
+    )
 
 
 @dataclass(frozen=True)
@@ -161,9 +169,11 @@ def as_number(leaf, dtype):
         return np.asarray(leaf)
     if isinstance(leaf, int | np.integer):
         return np.asarray(leaf, np.int32)
-    if isinstance(leaf, jax.Array) and leaf.weak_type:
+    if isinstance(leaf, jax.Array) and getattr(leaf, "weak_type", False):
         traced = isinstance(leaf, jax.core.Tracer)
-        return lax.convert_element_type(leaf, leaf.dtype) if traced else np.asarray(leaf)
+        return (
+            lax.convert_element_type(leaf, leaf.dtype) if traced else np.asarray(leaf)
+        )
     return leaf
 
 

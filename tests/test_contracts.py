@@ -61,7 +61,13 @@ NUMBERS = {
     ],
     "args": [
         {"args": args}
-        for args in ((0.1,), [0.2], (np.float64(0.3),), (np.float32(0.4),), (jnp.float32(1),))
+        for args in (
+            (0.1,),
+            [0.2],
+            (np.float64(0.3),),
+            (np.float32(0.4),),
+            (jnp.float32(1),),
+        )
     ],
     "data": [
         {"data": data}
@@ -109,7 +115,7 @@ def test_new_numbers_cost_no_compilation(name, batch_size, count_compilations):
 
 
 def test_going_on_costs_no_compilation(count_compilations):
-    run = lambda **kw: jaxgd.minimize(  # noqa: E731
+    run = lambda **kw: jaxgd.minimize(
         least_squares, START, (X, Y), learning_rate=0.05, batch_size=8, **kw
     )
     result = run(max_steps=9)
@@ -123,7 +129,7 @@ def test_callable_pytrees_are_data(count_compilations):
     def objective(scale, x):
         return jnp.sum((scale * x - 1) ** 2)
 
-    run = lambda scale: jaxgd.minimize(  # noqa: E731
+    run = lambda scale: jaxgd.minimize(
         Partial(objective, scale), jnp.zeros(3), learning_rate=0.05
     )
     first = run(np.float32(1.0))
@@ -242,7 +248,7 @@ def test_cuts_of_a_diverging_mini_batch_run():
 
 
 def test_another_rule_starts_afresh_and_the_same_goes_on():
-    run = lambda **kw: jaxgd.minimize(  # noqa: E731
+    run = lambda **kw: jaxgd.minimize(
         least_squares, START, (X, Y), learning_rate=0.02, batch_size=5, **kw
     )
     patient = jaxgd.value_change(rtol=0.2, patience=6)
@@ -308,7 +314,12 @@ def test_inside_jit():
     @jax.jit
     def fit(rate, steps, data):
         return jaxgd.minimize(
-            least_squares, START, data, learning_rate=rate, max_steps=steps, batch_size=5
+            least_squares,
+            START,
+            data,
+            learning_rate=rate,
+            max_steps=steps,
+            batch_size=5,
         )
 
     inside = fit(0.05, 60, (X, Y))
@@ -331,7 +342,10 @@ def test_inside_jit():
 @pytest.mark.parametrize("batch_size", [None, 5])
 @pytest.mark.parametrize("form", ["vmap", "jit vmap", "vmap jit"])
 def test_under_vmap(form, batch_size):
-    starts = {"w": jnp.asarray(RNG.normal(size=(4, 4)).astype("f")), "b": jnp.arange(4.0)}
+    starts = {
+        "w": jnp.asarray(RNG.normal(size=(4, 4)).astype("f")),
+        "b": jnp.arange(4.0),
+    }
     rates = jnp.array([0.01, 0.05, 0.1, 50.0])
     penalties = jnp.array([0.0, 0.1, 0.2, 0.3])
     tolerances = jnp.array([1e-2, 1e-3, 1e-2, 1e-3])
@@ -417,11 +431,14 @@ def test_reverse_mode_matches_finite_differences(name, x64):
 
         def along(t, i=i, leaves=leaves, treedef=treedef, direction=direction):
             moved = [x + t * d for x, d in zip(leaves, direction, strict=True)]
-            return outcome(*inputs[:i], jax.tree.unflatten(treedef, moved), *inputs[i + 1 :])
+            return outcome(
+                *inputs[:i], jax.tree.unflatten(treedef, moved), *inputs[i + 1 :]
+            )
 
         expected = (along(1e-6) - along(-1e-6)) / 2e-6
         slope = sum(
-            jnp.sum(g * d) for g, d in zip(jax.tree.leaves(found[i]), direction, strict=True)
+            jnp.sum(g * d)
+            for g, d in zip(jax.tree.leaves(found[i]), direction, strict=True)
         )
         np.testing.assert_allclose(slope, expected, rtol=1e-5, atol=1e-8)
 
@@ -441,14 +458,20 @@ def test_reverse_mode_through_hyperparameters_and_at_a_minimum():
 
     assert np.isfinite(jax.grad(outcome)(0.9))
     # At a zero gradient the norms of the history have no derivative to spoil.
-    at_minimum = lambda rate: jaxgd.minimize(  # noqa: E731
-        lambda x: jnp.sum(x**2), jnp.zeros(3), learning_rate=rate, stop=None, max_steps=5
-    ).value
+    at_minimum = lambda rate: (
+        jaxgd.minimize(
+            lambda x: jnp.sum(x**2),
+            jnp.zeros(3),
+            learning_rate=rate,
+            stop=None,
+            max_steps=5,
+        ).value
+    )
     assert jax.grad(at_minimum)(0.1) == 0
 
 
 def test_a_diverged_static_run_says_so():
-    run = lambda rate: jaxgd.minimize(  # noqa: E731
+    run = lambda rate: jaxgd.minimize(
         least_squares, START, (X, Y), learning_rate=rate, stop=None, max_steps=200
     )
     assert run(10.0).status == Status.DIVERGED
@@ -457,9 +480,11 @@ def test_a_diverged_static_run_says_so():
 
 
 def test_forward_mode_through_a_stop_rule():
-    outcome = lambda rate: jaxgd.minimize(  # noqa: E731
-        least_squares, START, (X, Y), learning_rate=rate, max_steps=30
-    ).value
+    outcome = lambda rate: (
+        jaxgd.minimize(
+            least_squares, START, (X, Y), learning_rate=rate, max_steps=30
+        ).value
+    )
     _, slope = jax.jvp(outcome, (0.05,), (1.0,))
     expected = (outcome(0.0505) - outcome(0.0495)) / 1e-3
     np.testing.assert_allclose(slope, expected, rtol=0.01)
@@ -471,9 +496,15 @@ def test_closing_over_traced_values():
             lambda x: jnp.sum((x - target) ** 2), jnp.zeros(2), learning_rate=0.3
         ).params
 
-    for transform in (jax.vmap, lambda f: jax.jit(jax.vmap(f)), lambda f: jax.vmap(jax.jit(f))):
+    for transform in (
+        jax.vmap,
+        lambda f: jax.jit(jax.vmap(f)),
+        lambda f: jax.vmap(jax.jit(f)),
+    ):
         found = transform(fit)(jnp.arange(3.0))
-        np.testing.assert_allclose(found, np.arange(3.0)[:, None] * np.ones(2), atol=1e-4)
+        np.testing.assert_allclose(
+            found, np.arange(3.0)[:, None] * np.ones(2), atol=1e-4
+        )
 
 
 @pytest.mark.parametrize(
@@ -507,9 +538,11 @@ def test_static_chunks_agree_with_the_traced_loop(monkeypatch):
     # What GPUs and TPUs run, run here.
     from jaxgd import _loop
 
-    for stop, batch_size in itertools.product(("auto", jaxgd.value_change(1e-3)), (None, 5)):
+    for stop, batch_size in itertools.product(
+        ("auto", jaxgd.value_change(1e-3)), (None, 5)
+    ):
         arguments = {"batch_size": batch_size, "stop": stop, "learning_rate": 0.05}
-        fun = lambda p, batch: least_squares(p, batch)  # noqa: E731
+        fun = lambda p, batch: least_squares(p, batch)
         traced = jaxgd.minimize(fun, START, (X, Y), max_steps=3000, **arguments)
         with monkeypatch.context() as patch:
             patch.setattr(
@@ -517,7 +550,7 @@ def test_static_chunks_agree_with_the_traced_loop(monkeypatch):
                 "platform_dependent",
                 lambda x, cpu, default: default(x),
             )
-            fun = lambda p, batch: least_squares(p, batch)  # noqa: E731
+            fun = lambda p, batch: least_squares(p, batch)
             static = jaxgd.minimize(fun, START, (X, Y), max_steps=3000, **arguments)
         assert static.status == traced.status
         assert static.steps == traced.steps
@@ -564,7 +597,10 @@ def test_x64_with_float32_parameters(x64):
     start = {"w": np.zeros(4, np.float32), "b": np.zeros((), np.float32)}
     for arguments in (
         {"learning_rate": 0.05},
-        {"optimizer": optax.adam, "learning_rate": optax.cosine_decay_schedule(0.1, 99)},
+        {
+            "optimizer": optax.adam,
+            "learning_rate": optax.cosine_decay_schedule(0.1, 99),
+        },
     ):
         for batch_size in (None, 5):
             result = jaxgd.minimize(

@@ -32,7 +32,12 @@ def numpy_loop(rate, steps):
 def test_the_seed_example_in_float32(stop):
     theta, path = numpy_loop(0.01, 1000)
     result = jaxgd.minimize(
-        least_squares, jnp.zeros(2), (X, Y), learning_rate=0.01, max_steps=1000, stop=stop
+        least_squares,
+        jnp.zeros(2),
+        (X, Y),
+        learning_rate=0.01,
+        max_steps=1000,
+        stop=stop,
     )
     np.testing.assert_allclose(result.params, theta, rtol=0, atol=1e-5)
     np.testing.assert_allclose(result.history.value, path, rtol=1e-5)
@@ -43,7 +48,12 @@ def test_the_seed_example_in_float32(stop):
 def test_the_seed_example_in_float64(x64, stop):
     theta, path = numpy_loop(0.01, 1000)
     result = jaxgd.minimize(
-        least_squares, np.zeros(2), (X, Y), learning_rate=0.01, max_steps=1000, stop=stop
+        least_squares,
+        np.zeros(2),
+        (X, Y),
+        learning_rate=0.01,
+        max_steps=1000,
+        stop=stop,
     )
     assert result.params.dtype == jnp.float64
     np.testing.assert_allclose(result.params, theta, rtol=0, atol=1e-10)
@@ -62,7 +72,7 @@ def hand_loop(rule, batch_size, steps, key=3):
     @jax.jit
     def update(params, state, rows):
         batch = jax.tree.map(lambda x: jnp.asarray(x)[rows], DATA)
-        value_fn = lambda p: least_squares(p, batch)  # noqa: E731
+        value_fn = lambda p: least_squares(p, batch)
         value, grad = jax.value_and_grad(value_fn)(params)
         updates, state = optax.with_extra_args_support(rule).update(
             grad, state, params, value=value, grad=grad, value_fn=value_fn
@@ -85,7 +95,11 @@ RULES = {
     "sgd": (optax.sgd(0.05), {"learning_rate": 0.05}),
     "momentum": (
         optax.sgd(0.05, momentum=0.9),
-        {"optimizer": optax.sgd, "learning_rate": 0.05, "hyperparams": {"momentum": 0.9}},
+        {
+            "optimizer": optax.sgd,
+            "learning_rate": 0.05,
+            "hyperparams": {"momentum": 0.9},
+        },
     ),
     "nesterov": (
         optax.sgd(0.05, momentum=0.9, nesterov=True),
@@ -105,7 +119,10 @@ RULES = {
             "hyperparams": {"weight_decay": 0.1},
         },
     ),
-    "rmsprop": (optax.rmsprop(0.02), {"optimizer": optax.rmsprop, "learning_rate": 0.02}),
+    "rmsprop": (
+        optax.rmsprop(0.02),
+        {"optimizer": optax.rmsprop, "learning_rate": 0.02},
+    ),
     "schedule": (optax.sgd(SCHEDULE), {"learning_rate": SCHEDULE}),
     "adam schedule": (
         optax.adam(SCHEDULE),
@@ -175,11 +192,12 @@ def test_learning_rates_in_the_history():
 
 def test_line_search_rates_and_trial_points():
     rule = optax.chain(
-        optax.scale(-1.0), optax.scale_by_backtracking_linesearch(max_backtracking_steps=20)
+        optax.scale(-1.0),
+        optax.scale_by_backtracking_linesearch(max_backtracking_steps=20),
     )
     params, evaluations, rates = jnp.ones(D), 0, []
     state = rule.init(params)
-    fun = lambda p: least_squares(p, DATA)  # noqa: E731
+    fun = lambda p: least_squares(p, DATA)
     for _ in range(6):
         value, grad = jax.value_and_grad(fun)(params)
         updates, state = rule.update(
@@ -265,7 +283,9 @@ def test_logistic_on_breast_cancer_equals_scikit_learn(x64):
         C=1 / (penalty * len(y)), tol=1e-10, max_iter=10_000
     ).fit(x, y)
     np.testing.assert_allclose(result.params["weights"], model.coef_[0], atol=1e-5)
-    np.testing.assert_allclose(result.params["intercept"], model.intercept_[0], atol=1e-5)
+    np.testing.assert_allclose(
+        result.params["intercept"], model.intercept_[0], atol=1e-5
+    )
 
 
 def test_multinomial_on_digits_equals_scikit_learn(x64):
@@ -283,5 +303,7 @@ def test_multinomial_on_digits_equals_scikit_learn(x64):
     np.testing.assert_allclose(result.params["weights"], model.coef_.T, atol=1e-5)
     intercept = result.params["intercept"]
     np.testing.assert_allclose(
-        intercept - intercept.mean(), model.intercept_ - model.intercept_.mean(), atol=1e-5
+        intercept - intercept.mean(),
+        model.intercept_ - model.intercept_.mean(),
+        atol=1e-5,
     )

@@ -104,7 +104,14 @@ OUTCOMES = {
         Status.VALUE_SETTLED,
         None,
     ),
-    "tiny rate, value": (quadratic, ZERO, 1e-8, {"stop": VALUE(1e-6)}, Status.STALLED, 1),
+    "tiny rate, value": (
+        quadratic,
+        ZERO,
+        1e-8,
+        {"stop": VALUE(1e-6)},
+        Status.STALLED,
+        1,
+    ),
     "tiny rate, params": (
         quadratic,
         ZERO + 5,
@@ -176,7 +183,9 @@ def test_status_steps_and_numbers(name):
     assert result.evaluations == result.steps + 1
     assert len(result.history.step) == result.steps or result.steps > 1000
     assert result.message == status.message
-    np.testing.assert_array_equal(result.history.value[:1], fun(start) if result.steps else [])
+    np.testing.assert_array_equal(
+        result.history.value[:1], fun(start) if result.steps else []
+    )
 
 
 @pytest.mark.parametrize("name", ["too large a rate", "NaN gradient later"])
@@ -185,7 +194,9 @@ def test_the_last_finite_iterate_comes_back(name):
     finite, params = [], start
     while True:
         value, grad = jax.value_and_grad(fun)(params)
-        good = np.isfinite(value) and np.isfinite(np.linalg.norm(grad.astype(jnp.float32)))
+        good = np.isfinite(value) and np.isfinite(
+            np.linalg.norm(grad.astype(jnp.float32))
+        )
         if not (good and np.isfinite(params).all()):
             break
         finite.append(params)
@@ -299,8 +310,8 @@ def test_mini_batch_checks_see_the_full_objective(batch_size):
 
 
 def test_mini_batch_rules():
-    run = lambda **kw: jaxgd.minimize(  # noqa: E731
-        least_squares, ZERO, (X, Y), **{"batch_size": 10, "epochs": 200} | kw
+    run = lambda **kw: jaxgd.minimize(
+        least_squares, ZERO, (X, Y), batch_size=10, **({"epochs": 200} | kw)
     )
     tiny = run(learning_rate=1e-8, stop=VALUE(1e-4))
     assert tiny.status == Status.STALLED
@@ -310,7 +321,7 @@ def test_mini_batch_rules():
     moves = settled.checks.update_norm
     assert np.isnan(moves[0])
     assert moves[-1] <= 0.1 < moves[-2]
-    before = run(learning_rate=0.01, max_steps=int(settled.steps) - 5)
+    before = run(learning_rate=0.01, epochs=settled.steps / 5 - 1)
     change = np.linalg.norm(settled.params - before.params)
     np.testing.assert_allclose(moves[-1], change, rtol=1e-4)
     target = run(learning_rate=0.05, stop=jaxgd.target_value(1.5))
@@ -404,7 +415,9 @@ def test_user_arrays_are_neither_changed_nor_kept():
         np.testing.assert_array_equal(params["w"], np.ones(2))
         assert not params["b"].is_deleted()
         np.testing.assert_array_equal(x, X)
-    kept = np.asarray(jaxgd.minimize(fun, params, (x, y), learning_rate=0.1, max_steps=0).params["w"])
+    kept = np.asarray(
+        jaxgd.minimize(fun, params, (x, y), learning_rate=0.1, max_steps=0).params["w"]
+    )
     params["w"][:] = 7
     np.testing.assert_array_equal(kept, np.ones(2))
     del result
@@ -412,7 +425,7 @@ def test_user_arrays_are_neither_changed_nor_kept():
 
 def test_tiny_gradients_are_not_taken_for_zero():
     # Squares of 1e-25 are below the smallest float32.
-    small = lambda x: 1e-25 * quadratic(x)  # noqa: E731
+    small = lambda x: 1e-25 * quadratic(x)
     result = jaxgd.minimize(
         small, ZERO, learning_rate=1e24, stop=jaxgd.gradient_norm(rtol=1e-3)
     )

@@ -16,9 +16,9 @@ def orders(n, keys=None, epochs=None):
     """Permutations of n rows, one for each key or each epoch: (count, n)."""
     index = jnp.arange(n)
     if keys is not None:
-        one = lambda k: jaxgd.shuffled_rows(k, n, 0, index)  # noqa: E731
+        one = lambda k: jaxgd.shuffled_rows(k, n, 0, index)
         return np.asarray(jax.jit(jax.vmap(one))(keys))
-    one = lambda e: jaxgd.shuffled_rows(3, n, e, index)  # noqa: E731
+    one = lambda e: jaxgd.shuffled_rows(3, n, e, index)
     return np.asarray(jax.jit(jax.vmap(one))(epochs))
 
 
@@ -83,7 +83,9 @@ def test_epochs_keys_and_strata_are_independent(n):
     numbers = jnp.arange(2 * count)
     by_epoch = orders(n, epochs=numbers)
     base = jax.random.key(2)
-    by_stratum = orders(n, keys=jax.vmap(lambda s: jax.random.fold_in(base, s))(numbers))
+    by_stratum = orders(
+        n, keys=jax.vmap(lambda s: jax.random.fold_in(base, s))(numbers)
+    )
     by_seed = orders(n, keys=jax.vmap(jax.random.key)(numbers))
     for found in (by_epoch, by_stratum, by_seed):
         for place in (0, n - 1):
@@ -108,7 +110,15 @@ def test_batch_means_vary_like_sampling_without_replacement():
 
 @pytest.mark.parametrize(
     ("n", "b", "strata"),
-    [(10, 4, 1), (10, 10, 1), (7, 1, 1), (7, 5, 1), (24, 6, 3), (40, 24, 8), (30, 10, 10)],
+    [
+        (10, 4, 1),
+        (10, 10, 1),
+        (7, 1, 1),
+        (7, 5, 1),
+        (24, 6, 3),
+        (40, 24, 8),
+        (30, 10, 10),
+    ],
 )
 def test_batches_are_the_documented_places_of_the_streams(n, b, strata):
     key = jax.random.key(5)
@@ -177,5 +187,7 @@ def test_shapes_broadcast():
     epochs = jnp.arange(3)[:, None]
     rows = jaxgd.shuffled_rows(0, 10, epochs, jnp.arange(10))
     assert rows.shape == (3, 10)
-    np.testing.assert_array_equal(rows[2], jaxgd.shuffled_rows(0, 10, 2, jnp.arange(10)))
+    np.testing.assert_array_equal(
+        rows[2], jaxgd.shuffled_rows(0, 10, 2, jnp.arange(10))
+    )
     assert jaxgd.batch_rows(0, 10, 4, jnp.zeros((2, 3), int)).shape == (2, 3, 4)
