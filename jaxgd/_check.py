@@ -8,60 +8,22 @@ is split into numbers (data) and structure (the program's key).
 import inspect
 import math
 import operator
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxgd import _tree
-from jaxgd._gradient import count_rows, make_objective
-from jaxgd._loop import Check, Run
+from jaxgd._gradient import count_rows
+from jaxgd._loop import Run
 from jaxgd._result import Status
 from jaxgd._rows import as_key
-from jaxgd._rules import call_factory, check_factory, describe, is_rule
-from jaxgd._source import bytes_computed
+from jaxgd._rules import check_factory, describe, is_rule
+from jaxgd._spec import Numbers, Spec, dtype_of, is_real, parts_of, short, work_of
 from jaxgd._stop import StopRule, auto_rule
-from jaxgd._tree import Split
 
 _LAST_STEP = 2**31 - 1
-
-
-class Spec(NamedTuple):
-    """Everything that is structure: the key of the compiled program."""
-
-    fun: Split
-    optimizer: Split | None
-    factory: bool
-    learning_rate: Split
-    hyperparams: Split
-    stop: Split | None
-    batch_size: int | None
-    strata: int
-    n: int | None
-    microbatch_size: int | None
-    has_aux: bool
-    with_key: bool
-    final_evaluation: bool
-    history_rows: int
-    exactly: int | None  # steps of a static scan
-    lanes: bool  # under vmap
-    work: int = 0  # bytes of intermediate results in one gradient
-
-
-class Numbers(NamedTuple):
-    """Everything that is data: a pytree of arrays."""
-
-    fun: Any
-    params: Any
-    data: Any
-    args: Any
-    optimizer: Any
-    learning_rate: Any
-    hyperparams: Any
-    stop: Any
-    key: Any
 
 
 def check_all(
@@ -144,167 +106,9 @@ def check_all(
             type(x).__name__ == "BatchTracer" for x in jax.tree.leaves((numbers, key))
         ),
     )
-    spec = spec._replace(work=_work_of(spec, numbers))
+    spec = spec._replace(work=work_of(spec, numbers))
     # Last, since making a key out of a seed compiles where it is the first one.
     return spec, numbers._replace(key=as_key(0 if key is None else key)), limit
-
-
-def objective_of(spec: Spec, numbers: Numbers, block=None):
-    fun = spec.fun.join(numbers.fun)
-    return make_objective(fun, numbers.args, has_aux=spec.has_aux, block=block)
-
-
-def _work_of(spec: Spec, numbers: Numbers) -> int:
-    """Bytes of intermediate results in one gradient; raises if a function is no fit."""
-    leaves, treedef = jax.tree.flatten(numbers)
-    shapes = tuple((np.shape(x), jnp.result_type(x)) for x in leaves)
-    traced = any(isinstance(x, jax.core.Tracer) for x in leaves)
-    trace = _work.__wrapped__ if traced else _work
-    return trace(spec._replace(exactly=None, lanes=False), shapes, treedef)
-
-
-@lru_cache(maxsize=256)
-def _work(spec: Spec, shapes, treedef) -> int:
-    numbers = jax.tree.unflatten(treedef, [jax.ShapeDtypeStruct(*x) for x in shapes])
-    rows = None
-    if spec.n is not None:
-        size = spec.batch_size or spec.n
-        rows = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), numbers.data
-        )
-    key = jax.eval_shape(lambda: jax.random.key(0)) if spec.with_key else None
-
-    def call_each(numbers, rows, key, step, check):
-        fun = spec.fun.join(numbers.fun)
-        positional = (numbers.params, *(() if rows is None else (rows,)), *numbers.args)
-        keyword = {"key": key} if spec.with_key else {}
-        _objective_fits(fun(*positional, **keyword), spec.has_aux)
-        rate = spec.learning_rate.join(numbers.learning_rate)
-        if callable(rate):
-            _schedule_fits(rate, rate(step))
-        if spec.factory:
-            hyperparams = spec.hyperparams.join(numbers.hyperparams)
-            call_factory(spec.optimizer.join(numbers.optimizer), rate, hyperparams)
-        if spec.stop is not None:
-            _rule_fits(spec.stop.join(numbers.stop), check)
-
-    step = jax.ShapeDtypeStruct((), jnp.int32)
-    check = Check.like(_tree.real_dtype(numbers.params))
-    jax.eval_shape(call_each, numbers, rows, key, step, check)
-    jaxpr = jax.make_jaxpr(
-        lambda numbers, rows, key: objective_of(spec, numbers).value_and_grad(
-            numbers.params, rows, key
-        )
-    )(numbers, rows, key)
-    return bytes_computed(jaxpr.jaxpr)
-
-
-def _objective_fits(out, has_aux) -> None:
-    what = "fun must return a real floating scalar"
-    if has_aux:
-        if not (isinstance(out, tuple) and len(out) == 2):
-            raise TypeError(
-                "fun must return a pair (value, aux) with has_aux=True, got "
-                f"{_form(out)}: return both, or leave has_aux out."
-            )
-        out, aux = out
-        for path, leaf in jax.tree_util.tree_leaves_with_path(aux):
-            if _dtype(leaf) is None:
-                raise TypeError(
-                    f"fun must return arrays in aux, got {describe(leaf)} as "
-                    f"aux{jax.tree_util.keystr(path)}: leave it out."
-                )
-    dtype = _dtype(out)
-    if dtype is None:
-        raise TypeError(
-            f"{what}, got {_form(out)}: return the objective alone, or (value, aux) "
-            "with has_aux=True."
-        )
-    if not jnp.issubdtype(dtype, jnp.floating):
-        is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
-        fix = "take jnp.real or jnp.abs of it" if is_complex else "convert it to float"
-        raise TypeError(f"{what}, got {_form(out)}: {fix}.")
-    if np.shape(out) != ():
-        raise ValueError(
-            f"{what}, got shape {np.shape(out)}: reduce it, for example with jnp.mean "
-            "over the rows."
-        )
-
-
-def _schedule_fits(rate, out) -> None:
-    came = (
-        f"learning_rate as a schedule must return a real scalar, {describe(rate)} "
-        f"returned {_form(out)}: pass a function step -> rate, for example an optax "
-        "schedule."
-    )
-    if not _is_real(_dtype(out)):
-        raise TypeError(came)
-    if np.shape(out) != ():
-        raise ValueError(came)
-
-
-def _rule_fits(rule: StopRule, check) -> None:
-    """Whether the functions of a rule, and of its parts, return what they should."""
-    for part in _parts(rule):
-        _rule_fits(part, check)
-    memory = rule.init(check)
-    out = rule.update(memory, check)
-    if not (isinstance(out, tuple | list) and len(out) == 2):
-        raise TypeError(
-            "stop: update of a StopRule must return a pair (memory, holds), got "
-            f"{_form(out)}: return both."
-        )
-    new, holds = out
-    came = (
-        "stop: update of a StopRule must return a bool scalar as holds, got "
-        f"{_form(holds)}: return for example jnp.all(...) of a comparison."
-    )
-    if _dtype(holds) != np.bool_:
-        raise TypeError(came)
-    if np.shape(holds) != ():
-        raise ValueError(came)
-    if jax.tree.map(np.shape, new) != jax.tree.map(np.shape, memory):
-        raise ValueError(
-            "stop: update of a StopRule must return memory of the form that init made, "
-            f"{_form(memory)}, got {_form(new)}: return the same tree and shapes."
-        )
-
-
-def _parts(rule: StopRule) -> list:
-    """The rules that any_of or all_of made one rule of."""
-    leaves = jax.tree.leaves(rule.init, is_leaf=lambda x: isinstance(x, StopRule))
-    return [leaf for leaf in leaves if isinstance(leaf, StopRule)]
-
-
-def _form(tree) -> str:
-    """A pytree as an error shows it: arrays by dtype and shape."""
-
-    def one(leaf):
-        array = isinstance(leaf, np.ndarray | jax.Array)
-        return f"{leaf.dtype}{list(leaf.shape)}" if array else describe(leaf)
-
-    form = jax.tree.map(one, tree)
-    return _short(form if isinstance(form, str) else str(form).replace("'", ""))
-
-
-def _dtype(leaf):
-    """The dtype of numbers that JAX knows, or None."""
-    if isinstance(leaf, bool | int | float | complex):
-        return np.dtype(type(leaf))
-    if not isinstance(leaf, np.generic | np.ndarray | jax.Array):
-        return None
-    dtype = leaf.dtype
-    if jnp.issubdtype(dtype, jax.dtypes.extended) or dtype == np.bool_:
-        return dtype
-    widest = 16 if dtype.kind == "c" else 8  # no long double
-    known = jnp.issubdtype(dtype, jnp.number) and dtype.itemsize <= widest
-    return dtype if known else None
-
-
-def _is_real(dtype) -> bool:
-    return dtype is not None and (
-        jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
-    )
 
 
 def _wrong_kind(name, what, leaf, fix) -> TypeError:
@@ -317,7 +121,7 @@ def numbers_of(params):
     """``params`` as arrays of floating or complex numbers."""
     paths = jax.tree_util.tree_leaves_with_path(params)
     for path, leaf in paths:
-        name, dtype = "params" + jax.tree_util.keystr(path), _dtype(leaf)
+        name, dtype = "params" + jax.tree_util.keystr(path), dtype_of(leaf)
         if dtype is None:
             fix = "pass arrays of numbers, such as jnp.asarray makes"
             raise _wrong_kind(name, "a floating or complex array", leaf, fix)
@@ -334,7 +138,7 @@ def numbers_of(params):
         lambda x: (
             _tree.as_number(x, None)
             if isinstance(x, jax.Array)
-            else np.array(x, jax.dtypes.canonicalize_dtype(_dtype(x)))
+            else np.array(x, jax.dtypes.canonicalize_dtype(dtype_of(x)))
         ),
         params,
     )
@@ -360,7 +164,7 @@ def _data(data):
         name = "data" + jax.tree_util.keystr(path)
         if not hasattr(leaf, "dtype"):
             raise _wrong_kind(name, "an array with a leading axis of rows", leaf, fix)
-        if _dtype(leaf) is None:
+        if dtype_of(leaf) is None:
             encode = "encode it as numbers, in an array such as np.asarray makes"
             raise _wrong_kind(name, "an array of numbers", leaf, encode)
         if leaf.ndim == 0:
@@ -373,7 +177,7 @@ def _data(data):
         lengths = ", ".join(f"{name} has {count}" for name, count in rows.items())
         raise ValueError(
             "data must have equally many rows in every array, got different lengths "
-            f"({_short(lengths)}): cut them to one length."
+            f"({short(lengths)}): cut them to one length."
         )
     n = count_rows(data)
     if not 1 <= n <= _LAST_STEP:
@@ -391,7 +195,7 @@ def extra(args, dtype):
         )
     for path, leaf in jax.tree_util.tree_leaves_with_path(tuple(args)):
         name = "args" + jax.tree_util.keystr(path)
-        if _dtype(leaf) is None:
+        if dtype_of(leaf) is None:
             fix = "pass numbers; bind the rest to fun, for example by functools.partial"
             raise _wrong_kind(name, "an array of numbers", leaf, fix)
         if isinstance(leaf, int | np.integer) and not -(2**31) <= leaf < 2**31:
@@ -447,7 +251,7 @@ def _strata(strata, n, batch_size, data):
 def _shards(data) -> int:
     """Into how many pieces the leading axis of ``data`` is split over devices."""
     first = jax.tree.leaves(data)[0] if data is not None else None
-    if isinstance(first, jax.core.Tracer) or not isinstance(first, jax.Array):
+    if _tree.is_traced(first) or not isinstance(first, jax.Array):
         return 1
     pieces = first.sharding.devices_indices_map(first.shape).values()
     return len({(piece[0].start, piece[0].stop) for piece in pieces})
@@ -465,7 +269,7 @@ def _call_fits(fun, n, args, with_key) -> None:
     except TypeError as error:
         call = ", ".join(wanted + (["key=key"] if with_key else []))
         raise TypeError(
-            f"fun must take ({call}), got the signature {_short(str(signature))}: "
+            f"fun must take ({call}), got the signature {short(str(signature))}: "
             f"{error}. Extra arguments go in args, data in data, keys need "
             "with_key=True."
         ) from None
@@ -558,16 +362,14 @@ def _check_hyperparams(hyperparams) -> None:
             if not _tree.is_number(leaf):
                 continue
             where = f"hyperparams[{name!r}]{jax.tree_util.keystr(path)}"
-            if _dtype(leaf) is None:
+            if dtype_of(leaf) is None:
                 raise _wrong_kind(
                     where,
                     "a number or an array of numbers",
                     leaf,
                     "encode it as numbers",
                 )
-            if isinstance(leaf, jax.core.Tracer) or not jnp.issubdtype(
-                _dtype(leaf), jnp.inexact
-            ):
+            if _tree.is_traced(leaf) or not jnp.issubdtype(dtype_of(leaf), jnp.inexact):
                 continue
             if np.isnan(np.asarray(leaf)).any():
                 raise ValueError(
@@ -588,14 +390,14 @@ def _check_rate(rate) -> None:
     except TypeError as error:
         raise TypeError(
             f"learning_rate as a schedule must take the step alone, {describe(rate)} "
-            f"takes {_short(str(signature))} ({error}): pass a function step -> rate, "
+            f"takes {short(str(signature))} ({error}): pass a function step -> rate, "
             "for example what optax.cosine_decay_schedule returns."
         ) from None
 
 
 def _rate(rate):
     """Numbers of every spelling as floats; schedules as they are."""
-    if rate is None or callable(rate) or isinstance(rate, jax.core.Tracer):
+    if rate is None or callable(rate) or _tree.is_traced(rate):
         return rate
     return float(rate)
 
@@ -604,7 +406,7 @@ def _hyperparams(hyperparams):
     """Whole numbers of every spelling as ints: they are structure."""
     return {
         name: value.item()
-        if not isinstance(value, jax.core.Tracer)
+        if not _tree.is_traced(value)
         and getattr(value, "ndim", None) == 0
         and np.dtype(value.dtype).kind in "biu"
         else value
@@ -612,7 +414,7 @@ def _hyperparams(hyperparams):
     }
 
 
-def _limit(max_steps, epochs, n, batch_size, stop):
+def _limit(max_steps, epochs, n, batch_size, stop) -> Any:
     """(steps of a static scan or None, limit on steps)."""
     if max_steps is not None and epochs is not None:
         raise ValueError(
@@ -621,8 +423,9 @@ def _limit(max_steps, epochs, n, batch_size, stop):
         )
     if max_steps is None and epochs is None:
         max_steps, epochs = (1000, None) if batch_size is None else (None, 10)
-    name, value = ("max_steps", max_steps) if epochs is None else ("epochs", epochs)
-    traced = isinstance(value, jax.core.Tracer)
+    name = "max_steps" if epochs is None else "epochs"
+    value: Any = max_steps if epochs is None else epochs
+    traced = _tree.is_traced(value)
     if traced and stop is None:
         raise TypeError(
             f"{name} must be a Python number with stop=None, where it is the length of "
@@ -631,12 +434,12 @@ def _limit(max_steps, epochs, n, batch_size, stop):
     if epochs is not None:
         limit = _steps_of(epochs, n, batch_size)
     elif traced:
-        if not jnp.issubdtype(max_steps.dtype, jnp.integer):
-            raise _wrong_kind(name, "a whole number", max_steps, "pass an int")
-        real(name, max_steps, "pass an int")
-        limit = max_steps.astype(jnp.int32)
+        if not jnp.issubdtype(value.dtype, jnp.integer):
+            raise _wrong_kind(name, "a whole number", value, "pass an int")
+        real(name, value, "pass an int")
+        limit = value.astype(jnp.int32)
     else:
-        limit = whole(name, max_steps, low=0, high=_LAST_STEP)
+        limit = whole(name, value, low=0, high=_LAST_STEP)
     if traced:
         return None, limit
     return (limit if stop is None else None), np.int32(limit)
@@ -649,7 +452,7 @@ def _steps_of(epochs, n, batch_size):
         )
     real("epochs", epochs, "pass for example 10")
     per_epoch = n / (batch_size or n)
-    if isinstance(epochs, jax.core.Tracer):
+    if _tree.is_traced(epochs):
         steps = epochs * per_epoch
         near = jnp.round(steps)
         close = jnp.abs(steps - near) <= 1e-5 * jnp.maximum(steps, 1)
@@ -695,7 +498,7 @@ def _check_rule(rule: StopRule) -> None:
     function("stop: update of a StopRule", rule.update)
     if rule.describe is not None:
         function("stop: describe of a StopRule", rule.describe)
-    for part in _parts(rule):
+    for part in parts_of(rule):
         _check_rule(part)
     codes = [status for status in Status if status != Status.RUNNING]
     if not callable(rule.status) and rule.status not in codes:
@@ -704,10 +507,6 @@ def _check_rule(rule: StopRule) -> None:
             f"a function of the memory, got {describe(rule.status)}: pass for example "
             "jaxgd.Status.GRADIENT_SMALL."
         )
-
-
-def _short(text, most=150) -> str:
-    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def flag(name, value) -> None:
@@ -727,14 +526,14 @@ def function(name, value) -> None:
 
 def real(name, value, fix) -> None:
     """Refuses what is no finite real scalar >= 0, as far as a traced one tells."""
-    if isinstance(value, bool) or not _is_real(_dtype(value)):
+    if isinstance(value, bool) or not is_real(dtype_of(value)):
         raise _wrong_kind(name, "a real number", value, fix)
     if np.shape(value) != ():
         raise ValueError(
             f"{name} must be a scalar, got shape {np.shape(value)}: {fix}; to try "
             "several, vmap over them."
         )
-    if isinstance(value, jax.core.Tracer):
+    if _tree.is_traced(value):
         return
     try:
         finite = math.isfinite(float(value))
@@ -745,7 +544,7 @@ def real(name, value, fix) -> None:
 
 
 def whole(name, value, *, low, high=None, high_is="the largest int32") -> int:
-    if isinstance(value, jax.core.Tracer):
+    if _tree.is_traced(value):
         raise TypeError(
             f"{name} must be a Python int, got a traced value: it decides the shape of "
             "the program; mark it static."

@@ -91,11 +91,11 @@ class Parts(NamedTuple):
     step: Callable  # (State, input) -> (State, Info)
     inputs: Callable  # (step, closing) -> inputs of the next `size` steps
     size: int  # steps in a chunk
-    rate: Callable | None  # steps -> learning rates; None: Info tells
-    judge: Callable | None  # (watch, check, moved) -> (watch, code)
+    rate: Any  # steps -> learning rates; None: Info tells
+    judge: Any  # (watch, check, moved) -> (watch, code), or None
     judge_at_limit: bool  # whether the look at the last iterate is a check
-    full: Callable | None  # State -> Full; None: every step is a full pass
-    next_check: Callable | None  # (step, checked) -> step of the next full check
+    full: Any  # State -> Full; None: every step is a full pass
+    next_check: Callable  # (step, checked) -> step of the next full check
     final_evaluation: bool
     static_chunks: bool | None  # None: where the platform wants them
 

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from jaxgd import _tree
-from jaxgd._check import Numbers, Spec, check_all, objective_of
+from jaxgd._check import check_all
 from jaxgd._gradient import even_block
 from jaxgd._history import empty_record, history_of
 from jaxgd._loop import Check, End, Full, Parts, Run, run_exactly, run_to
@@ -31,6 +31,7 @@ from jaxgd._rules import (
     require_rule,
 )
 from jaxgd._source import chunk_size, pass_block, pass_key, resident
+from jaxgd._spec import Numbers, Spec, objective_of
 from jaxgd._step import State, descent_step
 from jaxgd._stop import (
     StopRule,
@@ -113,7 +114,8 @@ def minimize(
       (``result.status``), not exceptions.
 
     Raises:
-      TypeError: an argument is of the wrong kind. ValueError: of a wrong value or shape.
+      TypeError: an argument is of the wrong kind.
+      ValueError: an argument has a wrong value or shape.
 
     Example:
       >>> import jax.numpy as jnp, jaxgd
@@ -249,8 +251,7 @@ def _parts(spec: Spec, numbers: Numbers, state: State, rule):
     objective = objective_of(spec, numbers, spec.microbatch_size)
     optimizer = _optimizer(spec, numbers)
     needs = _needs(spec, rule, params)
-    rate = _rate_of_step(spec, numbers)
-    plain = spec.optimizer is None
+    rate: Any = _rate_of_step(spec, numbers)
     wanted = set(needs)
     if spec.history_rows:
         wanted.add("update_norm")
@@ -260,7 +261,12 @@ def _parts(spec: Spec, numbers: Numbers, state: State, rule):
         wanted.add("aux")
     if _searches(state.opt_state):
         wanted.add("evaluations")
-    size_of_update = (lambda t, grad_norm: rate(t) * grad_norm) if plain else None
+    size_of_update = None
+    if spec.optimizer is None:
+
+        def size_of_update(step, grad_norm):  # no pass over the update
+            return rate(step) * grad_norm
+
     step = descent_step(objective, optimizer, frozenset(wanted), size_of_update)
     size = chunk_size(numbers.data, spec.batch_size, spec.work)
     source = resident(
@@ -336,7 +342,7 @@ def _optimizer(spec: Spec, numbers: Numbers):
     return call_factory(optimizer, rate, spec.hyperparams.join(numbers.hyperparams))
 
 
-def _rate(spec: Spec, numbers: Numbers):
+def _rate(spec: Spec, numbers: Numbers) -> Any:
     """The rate as the rule gets it: an array, a schedule of that dtype, or None."""
     rate = spec.learning_rate.join(numbers.learning_rate)
     if rate is None or hasattr(rate, "dtype"):
@@ -345,7 +351,7 @@ def _rate(spec: Spec, numbers: Numbers):
     return lambda step: jnp.asarray(rate(step)).astype(dtype)
 
 
-def _rate_of_step(spec: Spec, numbers: Numbers):
+def _rate_of_step(spec: Spec, numbers: Numbers) -> Any:
     """steps -> rates where arithmetic tells them, or None."""
     rate = _rate(spec, numbers)
     if rate is None and spec.factory:
@@ -420,13 +426,14 @@ def _require_same_problem(fresh: State, state) -> None:
         expected = np.shape(getattr(new, name).step)[-1]
         if rows != expected:
             raise ValueError(
-                f"state.run.{name} has room for {rows} rows, this call for {expected}: pass "
-                "the history_rows of the first run, and batch_size only if it had one."
+                f"state.run.{name} has room for {rows} rows, this call for {expected}: "
+                "pass the history_rows of the first run, and batch_size only if it had "
+                "one."
             )
 
 
 def _resumed(fresh: State, state) -> State:
-    """``state`` in the form of ``fresh``, with fresh memory where the rule is another."""
+    """``state`` in the form of ``fresh``: another rule finds fresh memory."""
     old, new = state.run, fresh.run
     same_rule = _alike((old.watch, old.rule), (new.watch, new.rule))
     run = replace(
@@ -452,8 +459,8 @@ def _require_alike(name, tree, expected) -> None:
     fix = "go on with the params, optimizer and fun of the run that made the state"
     if jax.tree.structure(tree) != jax.tree.structure(expected):
         raise ValueError(
-            f"{name} is of another problem: expected {jax.tree.structure(expected)}, got "
-            f"{jax.tree.structure(tree)}; {fix}."
+            f"{name} is of another problem: expected {jax.tree.structure(expected)}, "
+            f"got {jax.tree.structure(tree)}; {fix}."
         )
     pairs = zip(
         jax.tree_util.tree_leaves_with_path(tree),
@@ -475,7 +482,7 @@ def _succeeded(status):
 
 def _finished(spec: Spec, outcome: Outcome) -> Result:
     state, run = outcome.state, outcome.state.run
-    traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(outcome))
+    traced = any(_tree.is_traced(x) for x in jax.tree.leaves(outcome))
     if not traced:
         jax.block_until_ready(outcome)
         run = replace(run, history=_numpy(run.history), checks=_numpy(run.checks))

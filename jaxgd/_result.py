@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxgd import _tree
 from jaxgd._history import History, trimmed
 
 
@@ -40,15 +41,22 @@ _MESSAGES = {
     Status.PARAMS_SETTLED: "The parameters no longer change.",
     Status.TARGET_REACHED: "The objective reached its target.",
     Status.MAX_STEPS: "The limit on steps was reached.",
-    Status.STALLED: "The run stands still before the gradient is small: the steps are too "
-    "small, or the numbers are at the limit of their precision.",
+    Status.STALLED: "The run stands still before the gradient is small: the steps are "
+    "too small, or the numbers are at the limit of their precision.",
     Status.DIVERGED: "An iterate was not finite; the last finite one is returned.",
     Status.NON_FINITE: "The start itself is not finite.",
 }
 
 
 class Criterion(NamedTuple):
-    """One criterion of a stop rule at the last check; it holds for measured <= threshold."""
+    """One criterion of a stop rule at the last check.
+
+    Attributes:
+      name: what was measured.
+      measured: its value.
+      threshold: the criterion asks for ``measured <= threshold``.
+      holds: whether it did, for as many checks as it asks for.
+    """
 
     name: Any
     measured: Any
@@ -79,8 +87,8 @@ class Result:
     Attributes:
       params: the last iterate such that it and every iterate before it had finite
         parameters, batch value and gradient.
-      value: the full objective at ``params``; after a mini-batch run diverged, it may be
-        infinite there although every batch so far was finite.
+      value: the full objective at ``params``; where a mini-batch run diverged it may
+        be infinite although every batch so far was finite.
       grad_norm: the 2-norm of its full gradient at ``params``.
       aux: the auxiliary output of the objective at ``params``; None without one. Where
         full passes run in blocks, leaves with a row axis are joined, other floating
@@ -152,7 +160,7 @@ class Result:
         return plot_result(self._one("plot"), ax)
 
     def to_dict(self) -> dict:
-        """Plain Python numbers, lists and strings: ready for JSON, without ``state``."""
+        """Plain numbers, lists and strings, ready for JSON, without ``state``."""
         one = self._one("to_dict")
         return {
             "params": jax.tree.map(_plain, one.params),
@@ -171,7 +179,7 @@ class Result:
 
     def __repr__(self) -> str:
         shape = np.shape(self.status)
-        if isinstance(self.status, jax.core.Tracer):
+        if _tree.is_traced(self.status):
             return f"Result(inside jit, status={self.status})"
         if shape:
             codes, counts = np.unique(np.asarray(self.status), return_counts=True)
@@ -183,7 +191,7 @@ class Result:
         return self.report()
 
     def _one(self, what) -> "Result":
-        if isinstance(self.status, jax.core.Tracer):
+        if _tree.is_traced(self.status):
             raise TypeError(
                 f"Result.{what} is for the host: use it outside jit and vmap."
             )
@@ -276,7 +284,7 @@ def _number(x) -> str:
 
 
 def _plain(leaf):
-    array = np.asarray(leaf)
+    array: Any = np.asarray(leaf)
     if array.dtype.kind == "c":
         return {"real": array.real.tolist(), "imag": array.imag.tolist()}
     if array.dtype.kind not in "biuf":  # bfloat16 and its like

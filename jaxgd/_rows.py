@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgd import _tree
+
 # Below this many rows every order must be equally likely, which few Feistel rounds
 # are not (chi-square per degree of freedom over all orders of n = 5: 1.4 after 12
 # rounds), so the Fisher-Yates shuffle is evaluated point by point instead.
@@ -73,7 +75,8 @@ def shuffled_rows(key, n: int, epoch, index) -> jax.Array:
         for place in (index.min(), index.max()):
             if not 0 <= place < n:
                 raise ValueError(
-                    f"index must be 0 <= index < n = {n}, got {place}: pass places in range."
+                    f"index must be 0 <= index < n = {n}, got {place}: pass places "
+                    "in range."
                 )
     return _shuffled_rows(as_key(key), n, epoch, index)
 
@@ -180,12 +183,12 @@ def as_key(key) -> jax.Array:
 
 
 def _seed(seed) -> int:
-    if isinstance(seed, jax.core.Tracer):
+    if _tree.is_traced(seed):
         return seed
     if getattr(seed, "dtype", None) == jnp.uint32 and np.shape(seed)[-1:] == (2,):
         raise ValueError(
-            f"key must be a single key, got keys of shape {np.shape(seed)}: pass one of them, or vmap "
-            "over them."
+            f"key must be a single key, got keys of shape {np.shape(seed)}: pass one "
+            "of them, or vmap over them."
         )
     try:
         number = operator.index(seed)
@@ -193,8 +196,8 @@ def _seed(seed) -> int:
         number = None
     if number is None or isinstance(seed, bool | np.bool_):
         raise TypeError(
-            f"key must be one JAX PRNG key or an int seed, got {seed!r}: pass for example "
-            "jax.random.key(0)."
+            f"key must be one JAX PRNG key or an int seed, got {seed!r}: pass for "
+            "example jax.random.key(0)."
         )
     if not 0 <= number < 2**32:
         raise ValueError(
@@ -283,12 +286,13 @@ def _count(name, value) -> int:
     value = int(value)
     if not 1 <= value <= _MAX_ROWS:
         raise ValueError(
-            f"{name} must be between 1 and 2**31 - 1, got {value}: pass a positive count."
+            f"{name} must be between 1 and 2**31 - 1, got {value}: pass a positive "
+            "count."
         )
     return value
 
 
-def _integers(name, value) -> jax.Array:
+def _integers(name, value):
     array = value if isinstance(value, jax.Array) else np.asarray(value)
     if array.dtype.kind not in "iu":
         raise TypeError(

@@ -52,18 +52,18 @@ def check_factory(factory, has_rate: bool, names) -> None:
             "argument: leave learning_rate out, or let the factory take it first."
         )
     first = positional[0] if positional else None
-    if not has_rate and first is not None:
-        if parameters[first].default is kinds.empty and first not in names:
-            raise ValueError(
-                f"learning_rate is missing: the factory {called} has no default for "
-                f"{first!r}; pass learning_rate=..., for example 1e-3."
-            )
+    wants_rate = first is not None and parameters[first].default is kinds.empty
+    if not has_rate and wants_rate and first not in names:
+        raise ValueError(
+            f"learning_rate is missing: the factory {called} has no default for "
+            f"{first!r}; pass learning_rate=..., for example 1e-3."
+        )
     known = [name for name in parameters if not (has_rate and name == first)]
     for name in names:
         if name not in known and not open_ended:
             raise ValueError(
-                f"hyperparams has {name!r}, which the factory {called} does not take; it "
-                f"takes {', '.join(known) or 'none'}."
+                f"hyperparams has {name!r}, which the factory {called} does not take; "
+                f"it takes {', '.join(known) or 'none'}."
             )
     fixed = (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)
     for name in known:
@@ -71,8 +71,8 @@ def check_factory(factory, has_rate: bool, names) -> None:
         needed = parameter.default is kinds.empty and parameter.kind not in fixed
         if needed and name not in names:
             raise ValueError(
-                f"hyperparams must hold {name!r}, which the factory {called} needs, got "
-                f"{list(names)}: pass hyperparams={{{name!r}: ...}}."
+                f"hyperparams must hold {name!r}, which the factory {called} needs, "
+                f"got {list(names)}: pass hyperparams={{{name!r}: ...}}."
             )
 
 
@@ -84,8 +84,8 @@ def call_factory(
     if not is_rule(rule):
         raise TypeError(
             f"optimizer must be an optax rule or a function that returns one, "
-            f"{describe(factory)} returned {describe(rule)}: return what an optax factory "
-            "returns."
+            f"{describe(factory)} returned {describe(rule)}: return what an optax "
+            "factory returns."
         )
     return optax.with_extra_args_support(rule)
 
@@ -96,8 +96,8 @@ def default_rate(factory) -> Any:
         parameter = inspect.signature(factory).parameters.get("learning_rate")
     except (TypeError, ValueError):
         return None
-    known = parameter is not None and isinstance(parameter.default, int | float)
-    return parameter.default if known else None
+    default = None if parameter is None else parameter.default
+    return default if isinstance(default, int | float) else None
 
 
 def rate_used(opt_state, dtype) -> jax.Array:
@@ -146,4 +146,5 @@ def describe(thing) -> str:
     if name is not None:
         return f"{getattr(thing, '__module__', '')}.{name}".lstrip(".")
     text = " ".join(repr(thing).split())
-    return f"{text if len(text) < 60 else text[:57] + '...'} of type {type(thing).__name__}"
+    text = text if len(text) < 60 else text[:57] + "..."
+    return f"{text} of type {type(thing).__name__}"

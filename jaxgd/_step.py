@@ -103,8 +103,8 @@ def make_step(fun, optimizer, *, args=(), has_aux=False, microbatch_size=None):
       microbatch_size: compute each gradient over blocks of this many rows.
 
     Returns:
-      A pure function of ``(State, batch)``; it returns ``(State, Info)`` with ``value``,
-      ``grad_norm`` and ``update_norm`` in at least float32.
+      A pure function of ``(State, batch)``; it returns ``(State, Info)`` with
+      ``value``, ``grad_norm`` and ``update_norm`` in at least float32.
 
     Raises:
       TypeError: if ``optimizer`` is no optax rule.

@@ -275,7 +275,7 @@ def make_judge(rule: StopRule, params):
 
 
 def fields_used(rule: StopRule, params) -> frozenset:
-    """The fields of ``Check`` that the rule looks at; nobody need compute the others."""
+    """The fields of ``Check`` that the rule looks at: the others cost nothing."""
     check = Check.like(_tree.real_dtype(params))
     memory = fresh_watch(rule, params).memory
     used = set()
@@ -407,8 +407,8 @@ def _combined(name, update, rules) -> StopRule:
     for i, rule in enumerate(rules):
         if not isinstance(rule, StopRule):
             raise TypeError(
-                f"{name} takes stop rules, got {_rules.describe(rule)} as argument {i}: pass "
-                f"for example jaxgd.{name}(jaxgd.gradient_norm(atol=1e-6), ...)."
+                f"{name} takes stop rules, got {_rules.describe(rule)} as argument "
+                f"{i}: pass for example jaxgd.{name}(jaxgd.gradient_norm(atol=1e-6))."
             )
     return StopRule(
         init=Partial(_init_each, rules),
@@ -480,29 +480,31 @@ def _tolerances(rule, **given) -> list:
 
 
 def _number(rule, name, value, nonnegative):
-    if isinstance(value, jax.core.Tracer):
+    if _tree.is_traced(value):
         return value
     array = np.asarray(value) if hasattr(value, "dtype") else value
     real = isinstance(value, int | float) and not isinstance(value, bool)
     if not real and getattr(value, "dtype", np.dtype(bool)).kind not in "fiuV":
         raise TypeError(
-            f"{rule}: {name} must be a real number, got {value!r}: pass for example 1e-6."
+            f"{rule}: {name} must be a real number, got {value!r}: pass for example "
+            "1e-6."
         )
     if np.shape(value) != ():
         raise ValueError(
-            f"{rule}: {name} must be a scalar, got shape {np.shape(value)}: pass for example "
-            "1e-6, or vmap."
+            f"{rule}: {name} must be a scalar, got shape {np.shape(value)}: pass for "
+            "example 1e-6, or vmap."
         )
     if np.isnan(array) or (nonnegative and array < 0):
         low = " >= 0" if nonnegative else ""
         raise ValueError(
-            f"{rule}: {name} must be a number{low}, got {value!r}: pass for example 1e-6."
+            f"{rule}: {name} must be a number{low}, got {value!r}: pass for example "
+            "1e-6."
         )
     return value if isinstance(value, jax.Array) else float(array)
 
 
 def _patience(rule, patience):
-    if isinstance(patience, jax.core.Tracer):
+    if _tree.is_traced(patience):
         return patience
     try:
         number = operator.index(patience)
@@ -515,6 +517,7 @@ def _patience(rule, patience):
         )
     if not 1 <= number < 2**31:
         raise ValueError(
-            f"{rule}: patience must be at least 1 and below 2**31, got {number}: pass 1."
+            f"{rule}: patience must be at least 1 and below 2**31, got {number}: pass "
+            "1."
         )
     return np.asarray(number, np.int32)

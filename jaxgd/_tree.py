@@ -12,10 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
+
+
+def is_traced(x) -> bool:
+    """Whether ``x`` is a value inside jit, vmap or grad."""
+    return isinstance(x, Tracer)
 
 
 def real_dtype(tree) -> np.dtype:
-    """The dtype of reported numbers: float32, or float64 if a leaf has that precision."""
+    """The dtype of reported numbers: float32, or float64 if a leaf is that wide."""
     wide = any(
         leaf.dtype in (jnp.float64, jnp.complex128) for leaf in jax.tree.leaves(tree)
     )
@@ -144,7 +150,7 @@ def split(tree, dtype, *, arrays_too=True) -> tuple[list, Split]:
             number = as_number(leaf, dtype)
             scalar = arrays_too and number.ndim == 0 and number.dtype.kind in "fV"
             if scalar and number.dtype != dtype:
-                traced = isinstance(number, jax.core.Tracer)
+                traced = is_traced(number)
                 number = number.astype(dtype) if traced else np.asarray(number, dtype)
             numbers.append(number)
             rest.append(_NUMBER)
@@ -170,7 +176,7 @@ def as_number(leaf, dtype):
     if isinstance(leaf, int | np.integer):
         return np.asarray(leaf, np.int32)
     if isinstance(leaf, jax.Array) and getattr(leaf, "weak_type", False):
-        traced = isinstance(leaf, jax.core.Tracer)
+        traced = is_traced(leaf)
         return (
             lax.convert_element_type(leaf, leaf.dtype) if traced else np.asarray(leaf)
         )

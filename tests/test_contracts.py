@@ -1,4 +1,4 @@
-"""Section 7: compile once, chunk invisibly, resume bit for bit, jit, vmap, grad, dtypes."""
+"""The contracts: compile once, chunk invisibly, resume, jit, vmap, grad, dtypes."""
 
 import itertools
 

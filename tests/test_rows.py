@@ -1,4 +1,4 @@
-"""The row order: a bijection, as random as a shuffle, portable, and exact arithmetic."""
+"""The row order: a bijection, as random as a shuffle, portable, exact."""
 
 import math
 

@@ -1,0 +1,220 @@
+"""The structure and the numbers of a call, and whether the user's functions fit.
+
+This room owns what a compiled program is keyed by (``Spec``) and what it is fed with
+(``Numbers``), and traces each of the user's functions once, abstractly, so that one
+that does not fit is refused before anything is compiled. Errors of the functions
+themselves come through as they are.
+"""
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgd import _tree
+from jaxgd._gradient import make_objective
+from jaxgd._loop import Check
+from jaxgd._rules import call_factory, describe
+from jaxgd._source import bytes_computed
+from jaxgd._stop import StopRule
+from jaxgd._tree import Split
+
+
+class Spec(NamedTuple):
+    """Everything that is structure: the key of the compiled program."""
+
+    fun: Split
+    optimizer: Any  # Split, or None for plain descent
+    factory: bool
+    learning_rate: Split
+    hyperparams: Split
+    stop: Split | None
+    batch_size: int | None
+    strata: int
+    n: Any  # rows of the data, or None
+    microbatch_size: int | None
+    has_aux: bool
+    with_key: bool
+    final_evaluation: bool
+    history_rows: int
+    exactly: int | None  # steps of a static scan
+    lanes: bool  # under vmap
+    work: int = 0  # bytes of intermediate results in one gradient
+
+
+class Numbers(NamedTuple):
+    """Everything that is data: a pytree of arrays."""
+
+    fun: Any
+    params: Any
+    data: Any
+    args: Any
+    optimizer: Any
+    learning_rate: Any
+    hyperparams: Any
+    stop: Any
+    key: Any
+
+
+def objective_of(spec: Spec, numbers: Numbers, block=None):
+    fun = spec.fun.join(numbers.fun)
+    return make_objective(fun, numbers.args, has_aux=spec.has_aux, block=block)
+
+
+def work_of(spec: Spec, numbers: Numbers) -> int:
+    """Bytes of intermediate results in one gradient; raises if a function is no fit."""
+    leaves, treedef = jax.tree.flatten(numbers)
+    shapes = tuple((np.shape(x), jnp.result_type(x)) for x in leaves)
+    traced = any(_tree.is_traced(x) for x in leaves)
+    trace = _work.__wrapped__ if traced else _work
+    return trace(spec._replace(exactly=None, lanes=False), shapes, treedef)
+
+
+@lru_cache(maxsize=256)
+def _work(spec: Spec, shapes, treedef) -> int:
+    numbers = jax.tree.unflatten(treedef, [jax.ShapeDtypeStruct(*x) for x in shapes])
+    rows = None
+    if spec.n is not None:
+        size = spec.batch_size or spec.n
+        rows = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), numbers.data
+        )
+    key = jax.eval_shape(lambda: jax.random.key(0)) if spec.with_key else None
+
+    def call_each(numbers, rows, key, step, check):
+        fun = spec.fun.join(numbers.fun)
+        positional = (numbers.params, *(() if rows is None else (rows,)), *numbers.args)
+        keyword = {"key": key} if spec.with_key else {}
+        _objective_fits(fun(*positional, **keyword), spec.has_aux)
+        rate = spec.learning_rate.join(numbers.learning_rate)
+        if callable(rate):
+            _schedule_fits(rate, rate(step))
+        if spec.factory:
+            hyperparams = spec.hyperparams.join(numbers.hyperparams)
+            call_factory(spec.optimizer.join(numbers.optimizer), rate, hyperparams)
+        if spec.stop is not None:
+            _rule_fits(spec.stop.join(numbers.stop), check)
+
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    check = Check.like(_tree.real_dtype(numbers.params))
+    jax.eval_shape(call_each, numbers, rows, key, step, check)
+    jaxpr = jax.make_jaxpr(
+        lambda numbers, rows, key: objective_of(spec, numbers).value_and_grad(
+            numbers.params, rows, key
+        )
+    )(numbers, rows, key)
+    return bytes_computed(jaxpr.jaxpr)
+
+
+def _objective_fits(out, has_aux) -> None:
+    what = "fun must return a real floating scalar"
+    if has_aux:
+        if not (isinstance(out, tuple) and len(out) == 2):
+            raise TypeError(
+                "fun must return a pair (value, aux) with has_aux=True, got "
+                f"{_form(out)}: return both, or leave has_aux out."
+            )
+        out, aux = out
+        for path, leaf in jax.tree_util.tree_leaves_with_path(aux):
+            if dtype_of(leaf) is None:
+                raise TypeError(
+                    f"fun must return arrays in aux, got {describe(leaf)} as "
+                    f"aux{jax.tree_util.keystr(path)}: leave it out."
+                )
+    dtype = dtype_of(out)
+    if dtype is None:
+        raise TypeError(
+            f"{what}, got {_form(out)}: return the objective alone, or (value, aux) "
+            "with has_aux=True."
+        )
+    if not jnp.issubdtype(dtype, jnp.floating):
+        is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
+        fix = "take jnp.real or jnp.abs of it" if is_complex else "convert it to float"
+        raise TypeError(f"{what}, got {_form(out)}: {fix}.")
+    if np.shape(out) != ():
+        raise ValueError(
+            f"{what}, got shape {np.shape(out)}: reduce it, for example with jnp.mean "
+            "over the rows."
+        )
+
+
+def _schedule_fits(rate, out) -> None:
+    came = (
+        f"learning_rate as a schedule must return a real scalar, {describe(rate)} "
+        f"returned {_form(out)}: pass a function step -> rate, for example an optax "
+        "schedule."
+    )
+    if not is_real(dtype_of(out)):
+        raise TypeError(came)
+    if np.shape(out) != ():
+        raise ValueError(came)
+
+
+def _rule_fits(rule: StopRule, check) -> None:
+    """Whether the functions of a rule, and of its parts, return what they should."""
+    for part in parts_of(rule):
+        _rule_fits(part, check)
+    memory = rule.init(check)
+    out = rule.update(memory, check)
+    if not (isinstance(out, tuple | list) and len(out) == 2):
+        raise TypeError(
+            "stop: update of a StopRule must return a pair (memory, holds), got "
+            f"{_form(out)}: return both."
+        )
+    new, holds = out
+    came = (
+        "stop: update of a StopRule must return a bool scalar as holds, got "
+        f"{_form(holds)}: return for example jnp.all(...) of a comparison."
+    )
+    if dtype_of(holds) != np.bool_:
+        raise TypeError(came)
+    if np.shape(holds) != ():
+        raise ValueError(came)
+    if jax.tree.map(np.shape, new) != jax.tree.map(np.shape, memory):
+        raise ValueError(
+            "stop: update of a StopRule must return memory of the form that init made, "
+            f"{_form(memory)}, got {_form(new)}: return the same tree and shapes."
+        )
+
+
+def parts_of(rule: StopRule) -> list:
+    """The rules that any_of or all_of made one rule of."""
+    leaves = jax.tree.leaves(rule.init, is_leaf=lambda x: isinstance(x, StopRule))
+    return [leaf for leaf in leaves if isinstance(leaf, StopRule)]
+
+
+def _form(tree) -> str:
+    """A pytree as an error shows it: arrays by dtype and shape."""
+
+    def one(leaf):
+        array = isinstance(leaf, np.ndarray | jax.Array)
+        return f"{leaf.dtype}{list(leaf.shape)}" if array else describe(leaf)
+
+    form = jax.tree.map(one, tree)
+    return short(form if isinstance(form, str) else str(form).replace("'", ""))
+
+
+def dtype_of(leaf) -> Any:
+    """The dtype of numbers that JAX knows, or None."""
+    if isinstance(leaf, bool | int | float | complex):
+        return np.dtype(type(leaf))
+    if not isinstance(leaf, np.generic | np.ndarray | jax.Array):
+        return None
+    dtype = leaf.dtype
+    if jnp.issubdtype(dtype, jax.dtypes.extended) or dtype == np.bool_:
+        return dtype
+    widest = 16 if dtype.kind == "c" else 8  # no long double
+    known = jnp.issubdtype(dtype, jnp.number) and dtype.itemsize <= widest
+    return dtype if known else None
+
+
+def is_real(dtype) -> bool:
+    return dtype is not None and (
+        jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+    )
+
+
+def short(text, most=150) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."
