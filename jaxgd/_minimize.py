@@ -261,12 +261,8 @@ def _parts(spec: Spec, numbers: Numbers, state: State, rule):
         wanted.add("aux")
     if _searches(state.opt_state):
         wanted.add("evaluations")
-    size_of_update = None
-    if spec.optimizer is None:
-
-        def size_of_update(step, grad_norm):  # no pass over the update
-            return rate(step) * grad_norm
-
+    plain = spec.optimizer is None
+    size_of_update = partial(_size_of_plain_update, rate) if plain else None
     step = descent_step(objective, optimizer, frozenset(wanted), size_of_update)
     size = chunk_size(numbers.data, spec.batch_size, spec.work)
     source = resident(
@@ -291,6 +287,10 @@ def _parts(spec: Spec, numbers: Numbers, state: State, rule):
         static_chunks=True if spec.lanes else None,
     )
     return parts, full
+
+
+def _size_of_plain_update(rate, step, grad_norm):
+    return rate(step) * grad_norm  # no pass over the update itself
 
 
 def _full_pass(spec: Spec, numbers: Numbers, key, needs):
