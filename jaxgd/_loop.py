@@ -128,11 +128,13 @@ class End(NamedTuple):
 
 def run_to(parts: Parts, state, limit) -> End:
     """Drives ``state`` to step ``limit``, or to the iterate at which the run ends."""
+    finite = _tree.all_finite(state.params)
+    verdict = jnp.where(finite, state.run.status, _not_finite(state.step))
     look = Look(
         state=state,
-        goal=limit,
+        goal=jnp.where(finite, limit, state.step),
         last=jnp.bool_(True),
-        verdict=state.run.status,
+        verdict=verdict,
         most=jnp.int32(parts.size),
         done=jnp.bool_(False),
         clean=jnp.bool_(True),
@@ -150,25 +152,30 @@ def run_to(parts: Parts, state, limit) -> End:
 
 
 def run_exactly(parts: Parts, state, steps: int) -> tuple[Any, Any]:
-    """``steps`` steps as a static scan, for reverse mode: (state, all were finite)."""
+    """``steps`` steps as a static scan, for reverse mode: (state, status)."""
 
     def chunk(carry, _, size=parts.size):
-        state, finite = carry
+        state, status = carry
         inputs = parts.inputs(state.step, jnp.bool_(False))
         inputs = jax.tree.map(lambda x: x[:size], inputs)
         core, (infos, _) = _scan(parts, state, inputs, size)
-        finite = finite & jnp.all(_is_finite(infos))
+        bad_at = _first(~_is_finite(infos))
+        bad = (bad_at < size) & (status == Status.MAX_STEPS)
+        status = jnp.where(bad, _not_finite(state.step + bad_at), status)
         run = _remember(parts, state, infos, jnp.int32(size))
-        return (replace(core, run=run), finite), None
+        return (replace(core, run=run), status), None
 
-    carry = (state, jnp.bool_(True))
+    finite = _tree.all_finite(lax.stop_gradient(state.params))
+    carry = (state, jnp.where(finite, Status.MAX_STEPS, _not_finite(state.step)))
     whole, rest = divmod(steps, parts.size)
     if whole:
         carry, _ = lax.scan(chunk, carry, length=whole)
     if rest:
         carry, _ = chunk(carry, None, size=rest)
-    state, finite = carry
-    return state, finite & _tree.all_finite(lax.stop_gradient(state.params))
+    state, status = carry
+    finite = _tree.all_finite(lax.stop_gradient(state.params))
+    late = ~finite & (status == Status.MAX_STEPS)
+    return state, jnp.where(late, Status.DIVERGED, status)
 
 
 def _run_with_passes(parts: Parts, look: Look, limit) -> End:
@@ -212,8 +219,8 @@ def _run_with_passes(parts: Parts, look: Look, limit) -> End:
             seen = _tree.select(due, seen_now, seen)
             verdict = jnp.where(due, code, verdict)
             watch = run.watch
-        blown = jnp.where(state.step == 0, Status.NON_FINITE, Status.DIVERGED)
-        verdict = jnp.where(bad, blown, verdict)
+        known = verdict == Status.NON_FINITE
+        verdict = jnp.where(bad & ~known, _not_finite(state.step), verdict)
         finished = look.done | (verdict != Status.RUNNING)
         status = jnp.where(
             finished & (verdict == Status.RUNNING), Status.MAX_STEPS, verdict
@@ -295,10 +302,8 @@ def _advance(parts: Parts, entry: Look) -> Look:
         blown = ahead & ~finite & (count == 1)
         most = jnp.where(ahead & ~finite, jnp.maximum(count // 2, 1), look.most)
 
-        at_start = state.step + bad_at == 0
-        ended = jnp.where(at_start, Status.NON_FINITE, Status.DIVERGED)
         verdict = jnp.where(held, codes[held_at % parts.size], look.verdict)
-        verdict = jnp.where(bad, ended, verdict)
+        verdict = jnp.where(bad, _not_finite(state.step + bad_at), verdict)
         verdict = jnp.where(blown, Status.DIVERGED, verdict)
         goal = jnp.where(held, state.step + held_at, look.goal)
         goal = jnp.where(bad, state.step + bad_at - 1, goal)
@@ -440,6 +445,12 @@ def _change(params, run: Run):
 
 def _is_finite(infos):
     return jnp.isfinite(infos.value) & jnp.isfinite(infos.grad_norm)
+
+
+def _not_finite(step):
+    """The status of a run whose iterate of this step is not finite."""
+    code = jnp.where(step == 0, Status.NON_FINITE, Status.DIVERGED)
+    return code.astype(jnp.int32)
 
 
 def _first(happened):

@@ -273,7 +273,7 @@ def _parts(spec: Spec, numbers: Numbers, state: State, rule):
         size=size,
         with_key=spec.with_key,
     )
-    full = _full_pass(spec, numbers, run.key, needs)
+    full = _full_pass(spec, numbers, run.key)
     parts = Parts(
         step=lambda state, x: step(state, source.batch(x)),
         inputs=source.inputs,
@@ -293,7 +293,7 @@ def _size_of_plain_update(rate, step, grad_norm):
     return rate(step) * grad_norm  # no pass over the update itself
 
 
-def _full_pass(spec: Spec, numbers: Numbers, key, needs):
+def _full_pass(spec: Spec, numbers: Numbers, key):
     """State -> Full: all rows, in blocks that fit where the steps did."""
     block = spec.microbatch_size
     if spec.batch_size is not None:
@@ -320,14 +320,16 @@ def _full_pass(spec: Spec, numbers: Numbers, key, needs):
 
 
 def _end_of_scan(spec: Spec, parts: Parts, full, state: State, steps: int) -> End:
-    state, finite = run_exactly(parts, state, steps)
+    state, status = run_exactly(parts, state, steps)
     wanted = parts.final_evaluation
     nan = jnp.full((), jnp.nan, _tree.real_dtype(state.params))
     seen = full(state) if wanted else Full(nan, nan)
     if wanted:
-        finite = finite & jnp.isfinite(seen.value) & jnp.isfinite(seen.grad_norm)
-    bad = jnp.where(state.step == 0, Status.NON_FINITE, Status.DIVERGED)
-    status = jnp.where(finite, Status.MAX_STEPS, bad).astype(jnp.int32)
+        finite = jnp.isfinite(seen.value) & jnp.isfinite(seen.grad_norm)
+        late = ~finite & (status == Status.MAX_STEPS)
+        bad = jnp.where(state.step == 0, Status.NON_FINITE, Status.DIVERGED)
+        status = jnp.where(late, bad, status)
+    status = status.astype(jnp.int32)
     check = Check(state.step, nan, nan, nan, nan, nan)
     return End(state, status, seen, (), check, jnp.int32(wanted))
 

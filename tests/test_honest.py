@@ -251,6 +251,28 @@ def least_squares(w, batch):
     return jnp.mean((x @ w - y) ** 2)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"stop": None, "max_steps": 9}, {"batch_size": 2}, {"max_steps": 0}],
+)
+def test_a_start_that_is_not_finite(arguments):
+    # One parameter is NaN that the objective does not look at.
+    start = {"used": jnp.zeros(2), "unused": jnp.full(3, jnp.nan)}
+
+    def fun(p, batch):
+        return least_squares(p["used"], batch)
+
+    result = jaxgd.minimize(fun, start, (X, Y), learning_rate=0.05, **arguments)
+    assert result.status == Status.NON_FINITE
+    assert not result.converged
+    if "stop" not in arguments:
+        assert result.steps == 0
+    start["unused"] = jnp.zeros(3)
+    nan = np.full_like(Y, np.nan)
+    result = jaxgd.minimize(fun, start, (X, nan), learning_rate=0.05, **arguments)
+    assert result.status == Status.NON_FINITE
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 50])
 def test_mini_batch_numbers_are_of_all_rows(batch_size):
     for epochs in (0, 0.5, 1, 2.3):

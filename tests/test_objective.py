@@ -75,7 +75,8 @@ def test_a_module_is_data_and_structure(count_compilations):
     close(half.value, Affine(0.5, 2)(half.params, (X, Y)))
     best = np.linalg.lstsq(X, Y)[0]
     close(first.params, best, atol=0.15)
-    close(half.params, 2 * best, atol=0.6)
+    close(half.params, 2 * best, atol=2.5)
+    assert not np.allclose(half.params, first.params, atol=0.5)
     fourth = run(Affine(jnp.float32(0.5), 4))
     close(fourth.value, Affine(0.5, 4)(fourth.params, (X, Y)))
 
@@ -158,25 +159,25 @@ def with_aux(w, batch):
     return jnp.mean(errors**2), aux
 
 
+# name: arguments, whether full passes are cut into blocks
 AUX = {
-    "batch": {},
-    "batch, to the end": {"stop": jaxgd.target_value(0.2)},
-    "batch, blocks": {"microbatch_size": 7},
-    "batch, even blocks": {"microbatch_size": 1},
-    "mini-batch": {"batch_size": 5},
-    "mini-batch, checks": {"batch_size": 5, "stop": jaxgd.target_value(0.5)},
-    "mini-batch, blocks": {"batch_size": 5, "microbatch_size": 2},
-    "stop=None": {"stop": None},
-    "stop=None, mini-batch": {"stop": None, "batch_size": 5},
+    "batch": ({}, False),
+    "batch, blocks": ({"microbatch_size": 7}, False),
+    "batch, blocks of one row": ({"microbatch_size": 1}, False),
+    "mini-batch": ({"batch_size": 5}, False),
+    "mini-batch, blocks": (
+        {"batch_size": 5, "microbatch_size": 2, "stop": jaxgd.target_value(0.5)},
+        True,
+    ),
+    "stop=None": ({"stop": None}, False),
+    "stop=None, mini-batch": ({"stop": None, "batch_size": 5}, True),
 }
 
 
 @pytest.mark.parametrize("name", AUX)
-@pytest.mark.parametrize("small", [False, True], ids=["one pass", "passes in blocks"])
-def test_aux_is_that_of_the_returned_parameters(name, small, monkeypatch):
-    if small:
-        if not AUX[name].get("batch_size"):
-            pytest.skip("a batch run has no passes")
+def test_aux_is_that_of_the_returned_parameters(name, monkeypatch):
+    arguments, in_blocks = AUX[name]
+    if in_blocks:
         monkeypatch.setattr(_source, "_PASS_BYTES", 0)
     fun = lambda w, batch: with_aux(w, batch)  # a new program, with that block
     result = jaxgd.minimize(
@@ -186,7 +187,7 @@ def test_aux_is_that_of_the_returned_parameters(name, small, monkeypatch):
         learning_rate=0.05,
         max_steps=17,
         has_aux=True,
-        **AUX[name],
+        **arguments,
     )
     value, aux = with_aux(result.params, (X, Y))
     close(result.value, value)
@@ -198,20 +199,18 @@ def test_aux_is_that_of_the_returned_parameters(name, small, monkeypatch):
 
 def test_aux_at_the_start_and_where_a_run_diverged():
     for rate, steps in ((0.1, 0), (1e3, 99)):
-        for batch_size in (None, 5):
-            result = jaxgd.minimize(
-                with_aux,
-                jnp.ones(3),
-                (X, Y),
-                learning_rate=rate,
-                max_steps=steps,
-                batch_size=batch_size,
-                has_aux=True,
-            )
-            assert (result.status == Status.DIVERGED) == (steps > 0)
-            assert (result.steps > 0) == (steps > 0)
-            _, aux = with_aux(result.params, (X, Y))
-            trees_close(result.aux["rows"], aux["rows"], rtol=1e-4)
+        result = jaxgd.minimize(
+            with_aux,
+            jnp.ones(3),
+            (X, Y),
+            learning_rate=rate,
+            max_steps=steps,
+            has_aux=True,
+        )
+        assert (result.status == Status.DIVERGED) == (steps > 0)
+        assert (result.steps > 0) == (steps > 0)
+        _, aux = with_aux(result.params, (X, Y))
+        trees_close(result.aux["rows"], aux["rows"], rtol=1e-4)
 
 
 # Keys.
@@ -246,10 +245,10 @@ def test_keys_of_steps_and_of_full_passes(name):
         quiet = np.full(12, least_squares(start, (X, Y)))
     else:
         rows = jaxgd.batch_rows(0, N, 5, np.arange(12))
-        quiet = jax.vmap(lambda r: least_squares(start, (X[r], Y[r])))(rows)
+        quiet = [least_squares(start, (X[r], Y[r])) for r in np.asarray(rows)]
     noise = noise - quiet
     # A key of its own for each step, of which the normal numbers are what they are.
-    assert len(np.unique(np.round(noise, 4))) == 12
+    assert len(np.unique(np.round(noise, 5))) == 12
     assert np.abs(noise).max() < 5
     # The same key for every full pass, whenever it is made, and another than a step's.
     at_start = run(max_steps=0)
@@ -258,7 +257,7 @@ def test_keys_of_steps_and_of_full_passes(name):
     full = 0 if name == "no data" else least_squares(start, (X, Y))
     assert np.abs(noise - (still.value - full)).min() > 1e-4
     if name == "mini-batch":
-        assert len(still.checks.value) == 2
+        assert still.checks.step.tolist() == [5, 10]
         assert (still.checks.value == still.value).all()
     # Another seed, other keys; the same seed, the same ones.
     other = run(max_steps=12, key=1)
@@ -294,9 +293,9 @@ def test_keys_do_not_see_cuts(name):
 def comparing():
     """A rule that keeps how far ``value_fn`` at the parameters is from ``value``."""
 
-    def update(grad, state, params, *, value, value_fn, **_):
+    def update(updates, state, params, *, value, value_fn, **_):
         gap = jnp.maximum(state, jnp.abs(value - value_fn(params)))
-        return jax.tree.map(lambda g: -0.05 * g, grad), gap
+        return jax.tree.map(lambda g: -0.05 * g, updates), gap
 
     return optax.GradientTransformationExtraArgs(lambda p: jnp.float32(0), update)
 
@@ -329,8 +328,7 @@ def test_blocks_give_the_value_and_gradient_of_the_whole(size):
     close(blocks.value(w, (X, Y), None), expected[0][0])
 
 
-@pytest.mark.parametrize("size", [5, 3])  # it divides the ten rows, and does not
-@pytest.mark.parametrize("batch_size", [None, 10])
+@pytest.mark.parametrize(("batch_size", "size"), [(None, 5), (10, 3)])
 def test_microbatches_take_the_same_steps(size, batch_size):
     data = (X[:20], Y[:20])
     run = partial(
@@ -358,7 +356,7 @@ def test_sums_of_blocks_are_wide():
     assert value == grad == 1
 
 
-@pytest.mark.parametrize("batch_size", [1, 5, 12])
+@pytest.mark.parametrize("batch_size", [1, 5])
 def test_full_passes_in_blocks_equal_a_direct_call(batch_size, monkeypatch):
     sizes = []
 
@@ -373,22 +371,16 @@ def test_full_passes_in_blocks_equal_a_direct_call(batch_size, monkeypatch):
         (X, Y),
         learning_rate=0.02,
         batch_size=batch_size,
-        max_steps=29,
+        max_steps=46,
         stop=jaxgd.gradient_norm(0.0),
     )
+    if batch_size == 1:  # the check there, a pass of its own
+        assert result.checks.step[-1] == 46
+        close(result.checks.value[-1], result.value)
     assert max(sizes) <= max(batch_size, 2)  # 2: a look at shapes
     value, grad = jax.value_and_grad(least_squares)(result.params, (X, Y))
     close(result.value, value)
     close(result.grad_norm, np.linalg.norm(grad), rtol=1e-4)
-    part = jaxgd.minimize(
-        least_squares,
-        jnp.zeros(3),
-        (X, Y),
-        learning_rate=0.02,
-        batch_size=batch_size,
-        max_steps=int(result.checks.step[0]),
-    )
-    close(result.checks.value[0], part.value, rtol=1e-4)
 
 
 def test_even_blocks():
@@ -410,14 +402,18 @@ def perceptron(p, batch):
     return jnp.mean((hidden @ p["out"] - y) ** 2)
 
 
-@pytest.mark.parametrize("stop", ["auto", jaxgd.value_change(1e-3)])
-def test_memory_does_not_grow_with_the_rows(stop):
+def test_memory_does_not_grow_with_the_rows():
     params = {"in": jnp.zeros((8, 64)), "out": jnp.zeros(64)}
 
     def temporaries(n):
         shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((n, 8), (n,))]
         fit = lambda p, data: jaxgd.minimize(
-            perceptron, p, data, learning_rate=0.1, batch_size=32, stop=stop
+            perceptron,
+            p,
+            data,
+            learning_rate=0.1,
+            batch_size=32,
+            stop=jaxgd.value_change(1e-3),
         )
         compiled = jax.jit(fit).lower(params, shapes).compile()
         return compiled.memory_analysis().temp_size_in_bytes
