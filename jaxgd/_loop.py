@@ -302,7 +302,7 @@ def _advance(parts: Parts, entry: Look) -> Look:
         blown = ahead & ~finite & (count == 1)
         most = jnp.where(ahead & ~finite, jnp.maximum(count // 2, 1), look.most)
 
-        verdict = jnp.where(held, codes[held_at % parts.size], look.verdict)
+        verdict = jnp.where(held, _at(codes, held_at), look.verdict)
         verdict = jnp.where(bad, _not_finite(state.step + bad_at), verdict)
         verdict = jnp.where(blown, Status.DIVERGED, verdict)
         goal = jnp.where(held, state.step + held_at, look.goal)
@@ -315,7 +315,8 @@ def _advance(parts: Parts, entry: Look) -> Look:
         new = replace(core, run=_remember(parts, state, infos, count, watch))
         old = _tree.select(goal < state.step, entry.state, state)
         state = _tree.select(ahead & finite, new, old)
-        seen = jax.tree.map(lambda x: x[0], checks)
+        first = jax.tree.map(lambda x: x[0], checks)
+        seen = look.seen if checks is None else _tree.select(at_goal, first, look.seen)
         return Look(
             state=state,
             goal=goal,
@@ -325,7 +326,7 @@ def _advance(parts: Parts, entry: Look) -> Look:
             done=at_goal & ~bad,
             clean=look.clean,
             watch=_tree.select(at_goal, watch, run.watch),
-            seen=_tree.select(at_goal, seen, look.seen),
+            seen=seen,
             aux=aux,
         )
 
@@ -361,12 +362,12 @@ def _loop(parts: Parts, state, inputs, count, aux):
 
     def body(i, carry):
         core, infos, _ = carry
-        x = jax.tree.map(
-            lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), inputs
-        )
+        x = jax.tree.map(lambda x: _at(x, i), inputs)
         core, info = parts.step(core, x)
         infos = jax.tree.map(
-            lambda all, one: lax.dynamic_update_index_in_dim(all, one, i, 0),
+            lambda all, one: lax.dynamic_update_index_in_dim(
+                all, one, i, 0, allow_negative_indices=False
+            ),
             infos,
             info._replace(aux=None),
         )
@@ -377,9 +378,11 @@ def _loop(parts: Parts, state, inputs, count, aux):
 
 def _judge(parts: Parts, state, infos, count):
     """The stop rule at each iterate of a chunk: (watch, codes, checks)."""
-    steps = state.step + _range(parts.size)
+    steps, run = state.step + _range(parts.size), state.run
+    codes = jnp.full_like(steps, Status.RUNNING)
+    if parts.full is not None:  # then passes are what the rule sees
+        return run.watch, codes, None
     nan = jnp.full_like(infos.value, jnp.nan)
-    run = state.run
     arrived = nan if not run.arrived else _shifted(run.arrived[0], infos.update_norm)
     checks = Check(
         steps,
@@ -389,8 +392,8 @@ def _judge(parts: Parts, state, infos, count):
         arrived,
         nan if infos.params_norm is None else infos.params_norm,
     )
-    if parts.judge is None or parts.full is not None:
-        return run.watch, jnp.full_like(steps, Status.RUNNING), checks
+    if parts.judge is None:
+        return run.watch, codes, checks
     judge = parts.judge
 
     def one(watch, x):
@@ -420,7 +423,7 @@ def _remember(parts: Parts, state, infos, count, watch=()) -> Run:
         history = extend(history, steps, numbers, count)
     arrived = run.arrived
     if arrived:
-        arrived = (infos.update_norm[count - 1], infos.moved[count - 1])
+        arrived = (_at(infos.update_norm, count - 1), _at(infos.moved, count - 1))
     return replace(
         run,
         evaluations=run.evaluations + taken,
@@ -455,8 +458,15 @@ def _not_finite(step):
 
 def _first(happened):
     """The first place where it happened, or the length where nowhere."""
-    first = jnp.argmax(happened).astype(jnp.int32)
-    return jnp.where(jnp.any(happened), first, happened.shape[0])
+    places = _range(happened.shape[0])
+    return jnp.min(jnp.where(happened, places, happened.shape[0]))
+
+
+def _at(values, place):
+    """The entry at a place that never counts from the end: testing for it costs."""
+    return lax.dynamic_index_in_dim(
+        values, place, keepdims=False, allow_negative_indices=False
+    )
 
 
 def _range(count):

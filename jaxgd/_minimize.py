@@ -274,9 +274,10 @@ def _parts(spec: Spec, numbers: Numbers, state: State, rule):
         with_key=spec.with_key,
     )
     full = _full_pass(spec, numbers, run.key)
+    once = partial(jax.jit, inline=True)  # traced once, wherever the loop calls it
     parts = Parts(
-        step=lambda state, x: step(state, source.batch(x)),
-        inputs=source.inputs,
+        step=once(lambda state, x: step(state, source.batch(x))),
+        inputs=once(source.inputs),
         size=size,
         rate=rate,
         judge=None if rule is None else make_judge(rule, params),

@@ -139,6 +139,9 @@ class Result:
         """The result of one lane of a batched run."""
         if not np.shape(self.status):
             raise TypeError("This Result is of a single run: it has no lanes to take.")
+        if not any(map(_tree.is_traced, jax.tree.leaves(lane))):
+            # JAX clamps an index out of range, and iteration would never end.
+            np.broadcast_to(False, np.shape(self.status))[lane]
         one = jax.tree.map(lambda x: x[lane], self)
         return one if np.shape(one.status) else on_host(one)
 
@@ -163,10 +166,10 @@ class Result:
         """Plain numbers, lists and strings, ready for JSON, without ``state``."""
         one = self._one("to_dict")
         return {
-            "params": jax.tree.map(_plain, one.params),
+            "params": _plain_tree(one.params),
             "value": _plain(one.value),
             "grad_norm": _plain(one.grad_norm),
-            "aux": jax.tree.map(_plain, one.aux),
+            "aux": _plain_tree(one.aux),
             "status": Status(int(one.status)).name,
             "message": one.message,
             "converged": bool(one.converged),
@@ -229,10 +232,13 @@ def _headline(status: Status) -> str:
 def _rows(result: Result, steps, limit):
     setting, batch_size = result.setting, result.setting.batch_size
     value, grad_norm = _number(result.value), _number(result.grad_norm)
+    if batch_size and result.status == Status.MAX_STEPS and np.isnan(result.value):
+        value = grad_norm = "not evaluated"
     first = result.history if result.history.step.size else None
     if first is not None and first.step[0] == 0:
         of = f" (first batch of {batch_size})" if batch_size else ""
         last = f" (all {setting.n} rows)" if batch_size else ""
+        last = "" if value == "not evaluated" else last
         yield "objective", f"{_number(first.value[0])}{of} -> {value}{last}"
         yield "gradient norm", f"{_number(first.grad_norm[0])}{of} -> {grad_norm}{last}"
     else:
@@ -281,6 +287,25 @@ def _many(count: int, noun: str) -> str:
 
 def _number(x) -> str:
     return f"{float(x):.6g}"
+
+
+def _plain_tree(tree):
+    """Dicts and lists of plain numbers; other containers as dicts by place."""
+    if tree is None:
+        return None
+    if isinstance(tree, dict):
+        return {str(name): _plain_tree(part) for name, part in tree.items()}
+    if isinstance(tree, tuple | list):
+        return [_plain_tree(part) for part in tree]
+    children, _ = jax.tree_util.tree_flatten_with_path(
+        tree, is_leaf=lambda part: part is not tree
+    )
+    if len(children) == 1 and children[0][1] is tree:
+        return _plain(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True): _plain_tree(part)
+        for path, part in children
+    }
 
 
 def _plain(leaf):

@@ -13,6 +13,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxgd import _tree
 
@@ -153,8 +154,9 @@ def divide_product(t, a: int, m: int):
     for shift in reversed(range(0, 32, bits)):
         digit = (t >> shift) & (2**bits - 1)
         scaled, product = remainder << bits, digit * a
-        quotient = (quotient << bits) + scaled // m + product // m
-        remainder = scaled % m + product % m
+        wholes = scaled // m + product // m
+        quotient = (quotient << bits) + wholes
+        remainder = scaled + product - wholes * m  # of a sum that may wrap around
         over = remainder >= m
         quotient = quotient + over
         remainder = remainder - jnp.where(over, jnp.uint32(m), jnp.uint32(0))
@@ -249,21 +251,21 @@ def _feistel(n, low, high, index):
     width = math.isqrt(n - 1) + 1
     height = -(-n // width)
     last = n - (height - 1) * width  # cells in the last grid row, 1 ... width
-    row, column = index // width, index % width
-    for r in range(_ROUNDS):
+
+    def two_rounds(r, place):
+        row, column = place // width, place % width
         # A fresh word for each round, then the hash of the coordinate that stays.
-        word = low + jnp.uint32(r) * high
-        if r % 2 == 0:
-            length = jnp.where(row == height - 1, jnp.uint32(last), jnp.uint32(width))
-            column = column + _below(_mix(row * jnp.uint32(0x9E3779B1) + word), length)
-            column = column - jnp.where(column >= length, length, jnp.uint32(0))
-        else:
-            length = jnp.where(
-                column < last, jnp.uint32(height), jnp.uint32(height - 1)
-            )
-            row = row + _below(_mix(column * jnp.uint32(0x85EBCA77) + word), length)
-            row = row - jnp.where(row >= length, length, jnp.uint32(0))
-    return (row * width + column).astype(jnp.int32)
+        word = low + (2 * r).astype(jnp.uint32) * high
+        length = jnp.where(row == height - 1, jnp.uint32(last), jnp.uint32(width))
+        column = column + _below(_mix(row * jnp.uint32(0x9E3779B1) + word), length)
+        column = column - jnp.where(column >= length, length, jnp.uint32(0))
+        length = jnp.where(column < last, jnp.uint32(height), jnp.uint32(height - 1))
+        row = row + _below(_mix(column * jnp.uint32(0x85EBCA77) + word + high), length)
+        row = row - jnp.where(row >= length, length, jnp.uint32(0))
+        return row * width + column
+
+    # A loop, for XLA would compute unrolled rounds anew in each gather of the rows.
+    return lax.fori_loop(0, _ROUNDS // 2, two_rounds, index).astype(jnp.int32)
 
 
 def _mix(x):

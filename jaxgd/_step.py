@@ -120,15 +120,16 @@ def make_step(fun, optimizer, *, args=(), has_aux=False, microbatch_size=None):
     """
     _check.function("fun", fun)
     _check.flag("has_aux", has_aux)
-    args = _check.extra(args, jnp.float32)
+    _check.extra(args, jnp.float32)
     if microbatch_size is not None:
         microbatch_size = _check.whole("microbatch_size", microbatch_size, low=1)
-    objective = make_objective(fun, args, has_aux=has_aux, block=microbatch_size)
-    inner = descent_step(
-        objective, require_rule(optimizer), frozenset({"update_norm", "aux"})
-    )
+    optimizer = require_rule(optimizer)
 
     def step(state: State, batch) -> tuple[State, Info]:
+        # Numbers in args get the precision of the parameters, as in minimize.
+        own = _check.extra(args, _tree.real_dtype(state.params))
+        objective = make_objective(fun, own, has_aux=has_aux, block=microbatch_size)
+        inner = descent_step(objective, optimizer, frozenset({"update_norm", "aux"}))
         return inner(state, Batch(batch))
 
     return step

@@ -5,7 +5,10 @@ means success. It plugs into the loop as ``judge``, a function of one check; not
 here knows gradients, data or chunks.
 """
 
+import functools
+import inspect
 import operator
+import types
 import zlib
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -306,32 +309,44 @@ def fingerprint(rule: StopRule) -> int:
     return zlib.crc32(repr(_identity(rule)).encode())
 
 
-def _identity(part):
-    if isinstance(part, Partial):
-        return _identity(part.func), _identity(part.args), _identity(part.keywords)
+def _identity(part, fixed=False, within=()):
+    """What a function is made of; ``fixed``: its arrays are part of it, not data."""
+    if id(part) in within:  # a function that calls itself
+        return "itself"
+
+    def of(inner, fixed=fixed):
+        return _identity(inner, fixed, (*within, id(part)))
+
     if isinstance(part, StopRule):
-        return _identity((part.init, part.update, part.status))
+        return of((part.init, part.update, part.status))
+    if isinstance(part, functools.partial):
+        held = fixed or not isinstance(part, Partial)
+        return of(part.func), of(part.args, held), of(part.keywords, held)
     if isinstance(part, tuple | list):
-        return tuple(map(_identity, part))
+        return tuple(map(of, part))
     if isinstance(part, dict):
-        return tuple((name, _identity(part[name])) for name in sorted(part))
-    if code := getattr(part, "__code__", None):
-        cells = tuple(cell.cell_contents for cell in part.__closure__ or ())
-        plain = tuple(c for c in cells if isinstance(c, int | float | str))
-        consts = tuple(c for c in code.co_consts if isinstance(c, int | float | str))
-        return (
-            part.__module__,
-            part.__qualname__,
-            code.co_code,
-            code.co_names,
-            consts,
-            plain,
-        )
+        return tuple((str(name), of(part[name])) for name in sorted(part, key=str))
+    if isinstance(part, types.CodeType):
+        return part.co_code, part.co_names, of(part.co_consts)
+    if isinstance(part, types.MethodType):
+        return of(part.__func__), of(part.__self__, True)
+    if isinstance(part, types.FunctionType):
+        cells = inspect.getclosurevars(part).nonlocals
+        defaults = (part.__defaults__, part.__kwdefaults__)
+        name = part.__module__, part.__qualname__
+        return name, of(part.__code__), of(cells, True), of(defaults, True)
+    if hasattr(part, "__wrapped__"):  # by jax.jit, for example
+        return of(part.__wrapped__)
     if hasattr(part, "dtype"):
-        return "number"
-    return (
-        repr(part) if isinstance(part, int | float | str) else type(part).__qualname__
-    )
+        if not fixed or _tree.is_traced(part):
+            return "number"
+        return str(part.dtype), np.shape(part), np.asarray(part).tobytes()
+    if part is None or isinstance(part, int | float | complex | str | bytes):
+        return repr(part)
+    name = type(part).__qualname__
+    if isinstance(part, type | types.ModuleType):
+        return name, part.__name__
+    return name, of(getattr(part, "__dict__", {}), True)
 
 
 # The rules themselves, as module-level functions: their identity is part of a compiled

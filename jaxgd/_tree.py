@@ -75,7 +75,9 @@ def all_finite(tree) -> jax.Array:
 
 def select(condition, new, old):
     """``new`` where the scalar ``condition`` holds, else ``old``, leaf by leaf."""
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+    return jax.tree.map(
+        lambda a, b: a if a is b else lax.select_n(condition, b, a), new, old
+    )
 
 
 def differ(a, b) -> jax.Array:
