@@ -49,13 +49,21 @@ def safe_norm(tree, dtype) -> jax.Array:
 
 
 def _sum_of_squares(tree, dtype, scale):
-    total = jnp.zeros((), dtype)
+    vectors = []
     for leaf in jax.tree.leaves(tree):
         leaf = lax.stop_gradient(leaf)
         for part in (leaf.real, leaf.imag) if jnp.iscomplexobj(leaf) else (leaf,):
-            part = part.astype(dtype) * scale if scale != 1.0 else part.astype(dtype)
-            total = total + jnp.sum(part * part)
-    return total
+            part = part.astype(dtype).reshape(-1)
+            vectors.append(part * scale if scale != 1.0 else part)
+    if sum(v.size for v in vectors) <= _ONE_KERNEL:
+        vector = jnp.concatenate(vectors)
+        return jnp.sum(vector * vector)
+    # A product with itself, for XLA:CPU does not vectorize the sum.
+    products = [
+        lax.dot(v[None, :], v[:, None], precision=lax.Precision.HIGHEST)[0, 0]
+        for v in vectors
+    ]
+    return sum(products, jnp.zeros((), dtype))
 
 
 def largest(tree, dtype) -> jax.Array:
@@ -96,6 +104,10 @@ def cast_like(tree, like):
     return jax.tree.map(
         lambda x, y: jnp.asarray(x).astype(jnp.asarray(y).dtype), tree, like
     )
+
+
+# Up to so many numbers, one kernel over all leaves beats one kernel for each.
+_ONE_KERNEL = 2**14
 
 
 @dataclass(frozen=True)
