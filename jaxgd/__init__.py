@@ -1,6 +1,13 @@
 """Gradient descent in JAX: one compiled, honest, resumable run.
 
 ``minimize`` is the one call; ``make_step`` and ``init_state`` are the manual loop.
+
+The rooms, each importing only those after it: ``_minimize`` (the front door),
+``_step`` (the scan body), ``_check`` and ``_spec`` (arguments, and what a program is
+keyed by), ``_source`` and ``_rows`` (which rows), ``_stop`` (when to stop), ``_loop``
+(the order of events), ``_rules`` (reading optax), ``_gradient``, ``_result``,
+``_history``, ``_tree``. ``_plot`` is imported when a picture is asked for, and
+``problems`` stands alone.
 """
 
 from jaxgd import problems as problems

@@ -510,6 +510,7 @@ def _check_rule(rule: StopRule) -> None:
 
 
 def flag(name, value) -> None:
+    """Refuses what is no bool."""
     if not isinstance(value, bool | np.bool_):
         raise TypeError(
             f"{name} must be True or False, got {describe(value)}: pass a bool."
@@ -517,6 +518,7 @@ def flag(name, value) -> None:
 
 
 def function(name, value) -> None:
+    """Refuses what cannot be called."""
     if not callable(value):
         raise TypeError(
             f"{name} must be a function, got {describe(value)}: pass the function "
@@ -544,6 +546,7 @@ def real(name, value, fix) -> None:
 
 
 def whole(name, value, *, low, high=None, high_is="the largest int32") -> int:
+    """A whole number between ``low`` and ``high``, or an error."""
     if _tree.is_traced(value):
         raise TypeError(
             f"{name} must be a Python int, got a traced value: it decides the shape of "

@@ -63,6 +63,7 @@ def make_objective(fun, args=(), *, has_aux=False, block=None) -> Objective:
 
 
 def count_rows(batch) -> int:
+    """The length of the common leading axis."""
     return jax.tree.leaves(batch)[0].shape[0]
 
 

@@ -45,6 +45,7 @@ class Record:
 
 
 def empty_record(rows: int, dtype) -> Record:
+    """A record with room for ``rows`` rows."""
     return Record(
         jnp.int32(0),
         jnp.full((rows,), -1, jnp.int32),
@@ -85,6 +86,7 @@ def extend(record: Record, steps, numbers, count) -> Record:
 
 
 def history_of(record: Record) -> History:
+    """The columns of a record, unused rows included."""
     return History(record.step, *(record.numbers[..., i] for i in range(4)))
 
 

@@ -16,6 +16,7 @@ from optax import contrib
 
 
 def is_rule(optimizer) -> bool:
+    """Whether an object has the two functions of an optax rule."""
     return callable(getattr(optimizer, "init", None)) and callable(
         getattr(optimizer, "update", None)
     )
@@ -108,6 +109,7 @@ def rate_used(opt_state, dtype) -> jax.Array:
 
 
 def reports_rate(opt_state) -> bool:
+    """Whether the state of a rule tells the learning rate it used."""
     found = optax.tree.get_all_with_path(opt_state, "learning_rate")
     return any(_is_scalar(rate) for _, rate in found)
 
@@ -131,6 +133,7 @@ def evaluation_params(opt_state, params) -> Any:
 
 
 def has_evaluation_params(opt_state) -> bool:
+    """Whether a rule is judged at parameters of its own."""
     return find_state(opt_state, contrib.ScheduleFreeState) is not None
 
 

@@ -33,6 +33,8 @@ _PASS_KEY = 0xFFFFFFFE
 
 
 class Source(NamedTuple):
+    """Where a run takes the inputs of its steps from."""
+
     inputs: Callable  # (step, closing) -> inputs of the next `size` steps
     batch: Callable  # input of one step -> Batch
 

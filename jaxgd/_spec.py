@@ -59,6 +59,7 @@ class Numbers(NamedTuple):
 
 
 def objective_of(spec: Spec, numbers: Numbers, block=None):
+    """The objective of a call, its gradient in blocks of ``block`` rows."""
     fun = spec.fun.join(numbers.fun)
     return make_objective(fun, numbers.args, has_aux=spec.has_aux, block=block)
 
@@ -211,10 +212,12 @@ def dtype_of(leaf) -> Any:
 
 
 def is_real(dtype) -> bool:
+    """Whether a dtype is of integers or floating numbers."""
     return dtype is not None and (
         jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
     )
 
 
 def short(text, most=150) -> str:
+    """A text cut to a length that an error can show."""
     return text if len(text) <= most else text[: most - 3] + "..."

@@ -226,6 +226,7 @@ class Watch(NamedTuple):
 
 
 def fresh_watch(rule: StopRule, params) -> Watch:
+    """The memory of a run whose rule has seen nothing yet."""
     dtype = _tree.real_dtype(params)
     memory = jax.eval_shape(rule.init, Check.like(dtype))
     zero = jnp.zeros((), dtype)

@@ -76,6 +76,7 @@ def largest(tree, dtype) -> jax.Array:
 
 
 def all_finite(tree) -> jax.Array:
+    """Whether every entry is finite."""
     return jnp.all(
         jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)])
     )
@@ -96,6 +97,7 @@ def differ(a, b) -> jax.Array:
 
 
 def subtract(a, b):
+    """``a - b``, leaf by leaf."""
     return jax.tree.map(lambda x, y: x - y, a, b)
 
 
@@ -174,6 +176,7 @@ def split(tree, dtype, *, arrays_too=True) -> tuple[list, Split]:
 
 
 def is_number(leaf) -> bool:
+    """Whether a leaf is data: a floating number, or an array of any kind."""
     if isinstance(leaf, np.ndarray | jax.Array):
         return True
     return isinstance(leaf, float | complex | np.inexact) and not isinstance(leaf, bool)
