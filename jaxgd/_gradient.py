@@ -93,7 +93,9 @@ def _over_blocks(of_rows, batch, block):
 
     shapes, aux_shapes = jax.eval_shape(lambda: of_rows(rows_from(0, block)))
     other = 1 if block > 1 else 2
-    _, other_shapes = jax.eval_shape(lambda: of_rows(rows_from(0, other)))
+    other_shapes = aux_shapes
+    if jax.tree.leaves(aux_shapes):
+        _, other_shapes = jax.eval_shape(lambda: of_rows(rows_from(0, other)))
     by_row = jax.tree.map(
         lambda a, b: (a.shape[:1], b.shape[:1]) == ((block,), (other,)),
         aux_shapes,

@@ -80,6 +80,7 @@ class Run:
     arrived: Any  # of the step that led here: norm of its update, whether it moved
     status: Any  # int32: what the rule said at step `checked`
     checked: Any  # int32: step of the last full check, -1 before the first
+    seen: Any  # Check: what that check saw
     anchor: Any  # parameters at that check, where the rule looks at their change
     history: Record
     checks: Record
@@ -105,7 +106,6 @@ class Look(NamedTuple):
 
     state: Any
     goal: Any  # int32: the step to reach
-    last: Any  # bool: the run ends there
     verdict: Any  # int32: why, as far as it is known
     most: Any  # int32: steps that a chunk may take
     done: Any  # bool: at the goal, and it has been looked at
@@ -133,13 +133,12 @@ def run_to(parts: Parts, state, limit) -> End:
     look = Look(
         state=state,
         goal=jnp.where(finite, limit, state.step),
-        last=jnp.bool_(True),
         verdict=verdict,
         most=jnp.int32(parts.size),
         done=jnp.bool_(False),
         clean=jnp.bool_(True),
         watch=state.run.watch,
-        seen=_unseen(state),
+        seen=unseen(state.params),
         aux=_blank_aux(parts, state),
     )
     if parts.full is not None:
@@ -192,19 +191,18 @@ def _run_with_passes(parts: Parts, look: Look, limit) -> End:
             else limit
         )
         goal = jnp.where(running, jnp.minimum(due, limit), look.state.step)
-        look = look._replace(goal=goal, last=~running | (goal == limit))
-        look = _advance(parts, look)
+        look = _advance(parts, look._replace(goal=goal, done=jnp.bool_(False)))
         running = look.verdict == Status.RUNNING
         state, run = look.state, look.state.run
         due = (state.step == due) & running & watched
         wanted = due | parts.final_evaluation
         full = _pass(parts, state, wanted if watched else parts.final_evaluation)
         bad = ~(jnp.isfinite(full.value) & jnp.isfinite(full.grad_norm)) & wanted
-        verdict, seen, watch = look.verdict, end.seen, run.watch
+        verdict = look.verdict
         if watched:
             change = nan if run.anchor is None else _change(state.params, run)
-            seen_now = Check(state.step, *full[:3], change, full.params_norm)
-            judged, code = parts.judge(run.watch, seen_now, None)
+            seen = Check(state.step, *full[:3], change, full.params_norm)
+            judged, code = parts.judge(run.watch, seen, None)
             row = jnp.stack([*full[:2], _rates(parts, state.step - 1, end), change])
             absorbed = replace(
                 run,
@@ -212,24 +210,26 @@ def _run_with_passes(parts: Parts, look: Look, limit) -> End:
                 watch=judged,
                 status=jnp.where(bad, Status.RUNNING, code),
                 checked=state.step,
+                seen=seen,
                 anchor=None if run.anchor is None else state.params,
                 checks=extend(run.checks, state.step[None], row[None], jnp.int32(1)),
             )
             run = _tree.select(due, absorbed, run)
-            seen = _tree.select(due, seen_now, seen)
             verdict = jnp.where(due, code, verdict)
-            watch = run.watch
         known = verdict == Status.NON_FINITE
         verdict = jnp.where(bad & ~known, _not_finite(state.step), verdict)
-        finished = look.done | (verdict != Status.RUNNING)
-        status = jnp.where(
-            finished & (verdict == Status.RUNNING), Status.MAX_STEPS, verdict
-        )
+        at_limit = (verdict == Status.RUNNING) & (state.step >= limit)
+        status = jnp.where(at_limit, Status.MAX_STEPS, verdict)
         state = replace(state, run=run)
-        counted = state.run.checked == state.step  # as the check that it repeats
-        extra = jnp.where(due | counted, 0, jnp.int32(parts.final_evaluation))
-        end = End(state, status, full, watch, seen, extra)
-        return end, look._replace(state=state, verdict=verdict, watch=watch)
+        checked = run.checked == state.step  # and counted, as the pass it repeats
+        extra = jnp.where(checked, 0, jnp.int32(parts.final_evaluation))
+        if not parts.final_evaluation:
+            full = full._replace(
+                value=jnp.where(checked, run.seen.value, full.value),
+                grad_norm=jnp.where(checked, run.seen.grad_norm, full.grad_norm),
+            )
+        end = End(state, status, full, run.watch, run.seen, extra)
+        return end, look._replace(state=state, verdict=verdict)
 
     blank = jax.tree.map(
         lambda s: jnp.zeros(s.shape, s.dtype),
@@ -261,7 +261,11 @@ def _pass(parts: Parts, state, wanted) -> Full:
 
 
 def _advance(parts: Parts, entry: Look) -> Look:
-    """Chunks of steps from ``entry`` to its goal, or to where the run ends."""
+    """Chunks of steps from ``entry`` to its goal, or to where the run ends.
+
+    The iterate at the goal is looked at as well, on the batch of the step that would
+    leave it: a run that is cut there must not be taken for finite.
+    """
 
     def static_chunk(look: Look) -> Look:
         state = look.state
@@ -320,7 +324,6 @@ def _advance(parts: Parts, entry: Look) -> Look:
         return Look(
             state=state,
             goal=goal,
-            last=look.last | held | bad | blown,
             verdict=verdict,
             most=most,
             done=at_goal & ~bad,
@@ -330,15 +333,12 @@ def _advance(parts: Parts, entry: Look) -> Look:
             aux=aux,
         )
 
-    def on_the_way(look: Look):
-        return ~look.done & (look.last | (look.state.step < look.goal))
-
     look = entry
     if parts.static_chunks is None:
         look = lax.platform_dependent(look, cpu=lambda x: x, default=static_chunks)
     elif parts.static_chunks:
         look = static_chunks(look)
-    return lax.while_loop(on_the_way, chunk, look)
+    return lax.while_loop(lambda look: ~look.done, chunk, look)
 
 
 def _scan(parts: Parts, state, inputs, size):
@@ -443,7 +443,7 @@ def _rates(parts: Parts, steps, told):
 def _change(params, run: Run):
     dtype = _tree.real_dtype(params)
     change = _tree.norm(_tree.subtract(params, run.anchor), dtype)
-    return jnp.where(run.checked >= 0, change, jnp.nan)
+    return jnp.where(run.watch.started, change, jnp.nan)
 
 
 def _is_finite(infos):
@@ -477,9 +477,10 @@ def _shifted(before, values):
     return jnp.concatenate([jnp.reshape(before, (1,)), values[:-1]])
 
 
-def _unseen(state) -> Check:
-    nan = jnp.full((), jnp.nan, _tree.real_dtype(state.params))
-    return Check(state.step, nan, nan, nan, nan, nan)
+def unseen(params) -> Check:
+    """In place of a check before the first."""
+    nan = jnp.full((), jnp.nan, _tree.real_dtype(params))
+    return Check(jnp.int32(-1), nan, nan, nan, nan, nan)
 
 
 def _blank_aux(parts: Parts, state):

@@ -19,11 +19,12 @@ from jaxgd import _tree
 from jaxgd._check import check_all
 from jaxgd._gradient import even_block
 from jaxgd._history import empty_record, history_of
-from jaxgd._loop import Check, End, Full, Parts, Run, run_exactly, run_to
+from jaxgd._loop import End, Full, Parts, Run, run_exactly, run_to, unseen
 from jaxgd._result import Result, Setting, Status, on_host
 from jaxgd._rows import divide_product
 from jaxgd._rules import (
     call_factory,
+    counts_by_itself,
     default_rate,
     evaluation_params,
     has_evaluation_params,
@@ -201,6 +202,7 @@ def _start(spec: Spec, numbers: Numbers) -> State:
         else (),
         status=jnp.int32(Status.RUNNING),
         checked=jnp.int32(-1),
+        seen=unseen(params),
         anchor=params if "anchor" in needs else None,
         history=empty_record(spec.history_rows, dtype),
         checks=empty_record(spec.history_rows if full_checks else 0, dtype),
@@ -229,6 +231,9 @@ def _go(spec: Spec, numbers: Numbers, state: State, limit) -> Outcome:
         if rule is None
         else describe(rule, end.watch.memory, end.seen, _succeeded(end.status))
     )
+    if spec.with_key and spec.batch_size is None:  # the last look was no check
+        seen = end.status != Status.MAX_STEPS
+        found = tuple(c._replace(holds=c.holds & seen) for c in found)
     judged = None
     if has_evaluation_params(end.state.opt_state):
         judged = evaluation_params(end.state.opt_state, end.state.params)
@@ -252,6 +257,9 @@ def _parts(spec: Spec, numbers: Numbers, state: State, rule):
     optimizer = _optimizer(spec, numbers)
     needs = _needs(spec, rule, params)
     rate: Any = _rate_of_step(spec, numbers)
+    scheduled = callable(_rate(spec, numbers))
+    if scheduled and counts_by_itself(state.opt_state):
+        rate = None
     wanted = set(needs)
     if spec.history_rows:
         wanted.add("update_norm")
@@ -262,8 +270,13 @@ def _parts(spec: Spec, numbers: Numbers, state: State, rule):
     if _searches(state.opt_state):
         wanted.add("evaluations")
     plain = spec.optimizer is None
-    size_of_update = partial(_size_of_plain_update, rate) if plain else None
-    step = descent_step(objective, optimizer, frozenset(wanted), size_of_update)
+    step = descent_step(
+        objective,
+        optimizer,
+        frozenset(wanted),
+        size_of_update=partial(_size_of_plain_update, rate) if plain else None,
+        idle=partial(_rate_is_zero, rate) if scheduled and rate else None,
+    )
     size = chunk_size(numbers.data, spec.batch_size, spec.work)
     source = resident(
         numbers.data,
@@ -292,6 +305,10 @@ def _parts(spec: Spec, numbers: Numbers, state: State, rule):
 
 def _size_of_plain_update(rate, step, grad_norm):
     return rate(step) * grad_norm  # no pass over the update itself
+
+
+def _rate_is_zero(rate, step):
+    return rate(step) == 0
 
 
 def _full_pass(spec: Spec, numbers: Numbers, key):
@@ -331,8 +348,7 @@ def _end_of_scan(spec: Spec, parts: Parts, full, state: State, steps: int) -> En
         bad = jnp.where(state.step == 0, Status.NON_FINITE, Status.DIVERGED)
         status = jnp.where(late, bad, status)
     status = status.astype(jnp.int32)
-    check = Check(state.step, nan, nan, nan, nan, nan)
-    return End(state, status, seen, (), check, jnp.int32(wanted))
+    return End(state, status, seen, (), unseen(state.params), jnp.int32(wanted))
 
 
 def _optimizer(spec: Spec, numbers: Numbers):
@@ -412,6 +428,7 @@ def _same_rule_or_fresh(state: State, rule, numbers: Numbers) -> Run:
     return replace(
         run,
         watch=_tree.select(same, run.watch, fresh_watch(rule, numbers.params)),
+        seen=_tree.select(same, run.seen, unseen(numbers.params)),
         rule=(jnp.uint32(fingerprint(rule)), tuple(numbers.stop)),
         status=jnp.where(
             same & (run.checked == state.step), run.status, Status.RUNNING
@@ -444,6 +461,7 @@ def _resumed(fresh: State, state) -> State:
         watch=old.watch if same_rule else new.watch,
         rule=old.rule if same_rule else new.rule,
         status=old.status if same_rule else new.status,
+        seen=old.seen if same_rule else new.seen,
         arrived=old.arrived if _alike(old.arrived, new.arrived) else new.arrived,
         anchor=old.anchor if _alike(old.anchor, new.anchor) else new.anchor,
     )
@@ -459,7 +477,10 @@ def _alike(a, b) -> bool:
 
 
 def _require_alike(name, tree, expected) -> None:
-    fix = "go on with the params, optimizer and fun of the run that made the state"
+    fix = (
+        "go on with the params, optimizer and fun of the run that made the state (a "
+        "schedule keeps a counter of steps, a number none)"
+    )
     if jax.tree.structure(tree) != jax.tree.structure(expected):
         raise ValueError(
             f"{name} is of another problem: expected {jax.tree.structure(expected)}, "

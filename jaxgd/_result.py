@@ -86,7 +86,8 @@ class Result:
 
     Attributes:
       params: the last iterate such that it and every iterate before it had finite
-        parameters, batch value and gradient.
+        parameters, batch value and gradient. (A mini-batch gradient counts as finite
+        where the sum of its squares is: below a norm of 1.8e19 in float32.)
       value: the full objective at ``params``; where a mini-batch run diverged it may
         be infinite although every batch so far was finite.
       grad_norm: the 2-norm of its full gradient at ``params``.

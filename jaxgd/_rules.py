@@ -137,6 +137,11 @@ def has_evaluation_params(opt_state) -> bool:
     return find_state(opt_state, contrib.ScheduleFreeState) is not None
 
 
+def counts_by_itself(opt_state) -> bool:
+    """Whether a wrapper steps its rule, and so the rule's schedule, at its own pace."""
+    return find_state(opt_state, optax.MultiStepsState) is not None
+
+
 def find_state(opt_state, kind) -> Any:
     """The first state of class ``kind`` within ``opt_state``, or None."""
     leaves = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, kind))

@@ -140,11 +140,13 @@ def descent_step(
     optimizer: optax.GradientTransformationExtraArgs,
     wanted: frozenset,
     size_of_update: Callable | None = None,
+    idle: Callable | None = None,
 ) -> Callable[[State, Batch], tuple[State, Info]]:
     """The one step behind every driver; computes no norm that is not ``wanted``.
 
     ``size_of_update(step, grad_norm)``: the norm of the update where arithmetic
-    gives it without looking at the update.
+    gives it without looking at the update. ``idle(step)``: whether a schedule has the
+    step stand still, which is no sign that the run does.
     """
     precise = "precise" in wanted
 
@@ -181,8 +183,13 @@ def descent_step(
             evaluations=wants("evaluations", lambda: 1 + trial_points(opt_state)),
             grad_max=wants("grad_max", lambda: _tree.largest(grad, dtype)),
             params_norm=wants("params_norm", lambda: _tree.norm(params, dtype)),
-            moved=wants("moved", lambda: _tree.differ(moved, params)),
+            moved=wants("moved", lambda: _moved(idle, state.step, moved, params)),
         )
         return State(moved, opt_state, state.step + 1, state.run), info
 
     return step
+
+
+def _moved(idle, step, new, old):
+    moved = _tree.differ(new, old)
+    return moved if idle is None else moved | idle(step)

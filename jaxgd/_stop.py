@@ -106,7 +106,9 @@ def value_change(rtol=None, atol=None, patience=1) -> StopRule:
     .. math:: |J(\theta) - J(\theta')| \le \text{atol} + \text{rtol}\,|J(\theta)|
 
     at ``patience`` checks in a row, :math:`\theta'` being the iterate of the check
-    before. If the gradient is still large there, the status is STALLED.
+    before. If the gradient is still large there, more than half of the largest at any
+    check, the status is STALLED: so it is for a tiny rate, and also for a start so good
+    that the gradient hardly falls any more.
 
     Args:
       rtol: tolerance relative to the objective; 0 if only atol is given.
@@ -262,7 +264,8 @@ def make_judge(rule: StopRule, params):
             jnp.abs(check.value - watch.value) <= 2 * eps * jnp.abs(check.value)
         )
         if moved is not None:
-            rounding = check.update_norm <= 4 * eps * check.params_norm
+            tiny = check.update_norm <= 4 * eps * check.params_norm
+            rounding = tiny & (check.update_norm > 0)
             stands = ~moved | (rounding & (check.value >= watch.lowest))
             still = jnp.where(stands & watch.started, watch.still + 1, 0)
             unresolved = unresolved | (still > 0)
@@ -283,7 +286,10 @@ def fields_used(rule: StopRule, params) -> frozenset:
     check = Check.like(_tree.real_dtype(params))
     memory = fresh_watch(rule, params).memory
     used = set()
-    for function, args in ((rule.init, ()), (rule.update, (memory,))):
+    functions = [(rule.init, ()), (rule.update, (memory,))]
+    if rule.describe is not None:
+        functions.append((rule.describe, (memory,)))
+    for function, args in functions:
         jaxpr = jax.make_jaxpr(function)(*args, check).jaxpr
         read = {id(v) for eqn in jaxpr.eqns for v in eqn.invars}
         read |= {id(v) for v in jaxpr.outvars}

@@ -17,6 +17,10 @@ PUBLIC = {
 FUNCTIONS = {name: thing for name, thing in PUBLIC.items() if inspect.isfunction(thing)}
 
 
+def test_the_readme_is_filled_in():
+    assert "@@" not in README.read_text()
+
+
 def examples_of(thing, name):
     """The doctests of a public name, of its public methods too."""
     finder = doctest.DocTestFinder(recurse=not inspect.ismodule(thing))

@@ -454,3 +454,105 @@ def test_tiny_gradients_are_not_taken_for_zero():
     assert result.status == Status.GRADIENT_SMALL
     assert result.steps > 10
     np.testing.assert_allclose(result.params, 1, atol=0.02)
+
+
+@pytest.mark.parametrize("start", [3.0, 2.0, 0.0])
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e15])
+def test_one_parameter_at_every_scale(start, scale):
+    # A norm of one entry is what a compiler simplifies most.
+    for shape in ((), (1,)):
+        result = jaxgd.minimize(
+            lambda x: scale * jnp.sum((x - 3) ** 2),
+            jnp.full(shape, start),
+            learning_rate=0.1 / scale,
+            stop=jaxgd.gradient_norm(rtol=1e-3),
+        )
+        assert result.status == Status.GRADIENT_SMALL
+        np.testing.assert_allclose(result.params, 3.0, atol=1e-2)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 30_000])
+@pytest.mark.parametrize("entry", [0.0, 1e-25, 1e-17, 1.0, 3e19, 1e30])
+def test_norms_beyond_the_range_of_squares(size, entry):
+    from jaxgd import _tree
+
+    found = jax.jit(lambda x: _tree.safe_norm(x, np.dtype("float32")))(
+        jnp.full(size, entry)
+    )
+    np.testing.assert_allclose(found, np.float32(entry) * np.sqrt(size), rtol=1e-4)
+
+
+def bad_batch(p, batch):  # not finite where all rows of a batch are the same
+    return jnp.mean((p - batch) ** 2) / jnp.where(jnp.std(batch) > 0, 1.0, 0.0)
+
+
+def test_a_batch_that_is_bad_at_a_check():
+    data = jnp.array([0.0, 0.0, 1.0, 2.0])
+    key = next(  # the first bad batch is that of step 2, after the first check
+        k
+        for k in range(100)
+        if [set(jaxgd.batch_rows(k, 4, 2, t).tolist()) == {0, 1} for t in range(3)]
+        == [False, False, True]
+    )
+    arguments = {"learning_rate": 0.1, "batch_size": 2}
+    run = lambda **kw: jaxgd.minimize(bad_batch, 0.5, data, **arguments | kw)
+    plain = run(key=key)
+    ruled = run(key=key, stop=jaxgd.gradient_norm(1e-12))
+    cut = run(key=key, stop=jaxgd.gradient_norm(1e-12), max_steps=2)
+    resumed = run(state=cut.state, stop=jaxgd.gradient_norm(1e-12))
+    for result in (plain, ruled, cut, resumed):
+        assert result.status == Status.DIVERGED
+        assert result.steps == 1
+        np.testing.assert_array_equal(result.params, plain.params)
+
+
+def test_a_rule_that_takes_over_sees_its_own_changes_only():
+    run = lambda params, **kw: jaxgd.minimize(
+        least_squares, params, (X, Y), learning_rate=0.01, batch_size=10, **kw
+    )
+    first = run(ZERO, stop=jaxgd.target_value(-1.0), epochs=1)
+    for params in (ZERO, first.params, ZERO + 1e3):
+        taken = run(params, stop=PARAMS(atol=1e-6), state=first.state, epochs=3)
+        assert taken.status == Status.MAX_STEPS
+        assert taken.steps == 20
+        moves = taken.checks.update_norm
+        assert np.isnan(moves[:2]).all()
+        assert (moves[2:] < 1).all()
+
+
+def test_a_stopped_run_tells_the_same_again():
+    run = lambda **kw: jaxgd.minimize(
+        least_squares,
+        ZERO,
+        (X, Y),
+        learning_rate=0.05,
+        batch_size=5,
+        stop=jaxgd.gradient_norm(rtol=0.1),
+        **kw,
+    )
+    for final_evaluation in (True, False):
+        whole = run(epochs=100, final_evaluation=final_evaluation)
+        again = run(state=whole.state, final_evaluation=final_evaluation)
+        assert whole.status == again.status == Status.GRADIENT_SMALL
+        assert whole.value == again.value
+        assert whole.criteria[0].measured == again.criteria[0].measured
+        more = run(state=run(max_steps=25).state, max_steps=3)
+        assert np.isfinite(more.criteria[0].measured)
+
+
+def test_a_schedule_may_begin_with_a_rate_of_zero():
+    import optax
+
+    late = optax.join_schedules(
+        [optax.constant_schedule(0.0), optax.constant_schedule(0.1)], [150]
+    )
+    result = jaxgd.minimize(quadratic, ZERO, learning_rate=late)
+    assert result.status == Status.GRADIENT_SMALL
+    wrapped = jaxgd.minimize(
+        quadratic,
+        ZERO,
+        optimizer=lambda rate: optax.MultiSteps(optax.sgd(rate), 4),
+        learning_rate=optax.exponential_decay(0.1, 1, 0.5),
+        max_steps=8,
+    )
+    assert np.isnan(wrapped.history.learning_rate).all()

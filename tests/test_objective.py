@@ -487,3 +487,14 @@ def test_data_of_several_arrays_and_dtypes():
         batch = jax.tree.map(lambda a, rows=rows: a[rows], data)
         params = params - 0.5 * gradient(params, batch)
     close(result.params, params, rtol=1e-4)
+
+
+def test_blocks_of_a_loss_over_pairs_of_rows():
+    def pairs(p, batch):
+        return jnp.mean(jnp.sum(batch.reshape(-1, 2) - p, axis=1) ** 2)
+
+    rows = jnp.arange(8.0)
+    run = lambda block: jaxgd.minimize(
+        pairs, 0.0, rows, learning_rate=0.01, max_steps=5, microbatch_size=block
+    )
+    np.testing.assert_allclose(run(4).params, run(None).params, rtol=1e-5)
