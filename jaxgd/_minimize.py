@@ -410,7 +410,7 @@ def _next_check(n, batch_size, step, checked):
 
     def after(j):
         whole, rest = divide_product(j, n, batch_size)
-        return whole + (rest > 0)
+        return whole + (rest > 0).astype(jnp.int32)
 
     due = (j >= 1) & (after(j) == step) & (checked < step)
     return jnp.where(due, step, after(j + 1))

@@ -158,7 +158,7 @@ def divide_product(t, a: int, m: int):
         quotient = (quotient << bits) + wholes
         remainder = scaled + product - wholes * m  # of a sum that may wrap around
         over = remainder >= m
-        quotient = quotient + over
+        quotient = quotient + over.astype(jnp.uint32)
         remainder = remainder - jnp.where(over, jnp.uint32(m), jnp.uint32(0))
     return (quotient + t * whole).astype(jnp.int32), remainder
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from regression import X, Y, least_squares
+from regression import START, X, Y, least_squares
 
 import jaxgd
 
@@ -55,3 +55,17 @@ def test_x64_with_float32_parameters(x64):
             assert result.steps.dtype == np.int32
             assert result.history.step.dtype == np.int32
             assert result.value.dtype == np.float32
+
+
+def test_strict_promotion():
+    rule = jaxgd.any_of(jaxgd.value_change(1e-3), jaxgd.params_change(1e-3))
+    with jax.numpy_dtype_promotion("strict"):
+        for arguments in (
+            {},
+            {"batch_size": 5, "microbatch_size": 2, "stop": rule},
+            {"batch_size": 5, "stop": None, "max_steps": 9},
+        ):
+            result = jaxgd.minimize(
+                least_squares, START, (X, Y), learning_rate=0.05, **arguments
+            )
+            assert np.isfinite(result.value)
