@@ -203,7 +203,7 @@ def _run_with_passes(parts: Parts, look: Look, limit) -> End:
             change = nan if run.anchor is None else _change(state.params, run)
             seen = Check(state.step, *full[:3], change, full.params_norm)
             judged, code = parts.judge(run.watch, seen, None)
-            row = jnp.stack([*full[:2], _rates(parts, state.step - 1, end), change])
+            row = jnp.stack([*full[:2], _rates(parts, state.step - 1, None), change])
             absorbed = replace(
                 run,
                 evaluations=run.evaluations + 1,

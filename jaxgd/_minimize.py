@@ -102,8 +102,8 @@ def minimize(
       key: a JAX PRNG key or an int seed, default 0; it alone decides the row order.
       state: a ``Result.state`` to go on from; ``params`` then gives only structure.
       has_aux: ``fun`` returns ``(value, aux)``.
-      with_key: ``fun`` takes ``key=``, a function of ``(key, step)``; full passes use
-        one fixed key.
+      with_key: ``fun`` takes ``key=``, a function of ``(key, step)``, the same for all
+        blocks of a step; full passes use one fixed key.
       microbatch_size: compute each gradient over blocks of this many rows.
       strata: take ``batch_size / strata`` rows of each of this many equal blocks of
         rows per step; default: the number of shards of ``data``.

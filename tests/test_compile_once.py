@@ -84,8 +84,6 @@ def test_new_numbers_cost_no_compilation(name, batch_size, count_compilations):
         arguments |= {"fun": least_squares, "params": START, "data": (X, Y)}
         return jaxgd.minimize(**arguments | variant)
 
-    if batch_size is None and name == "key":
-        pytest.skip("batch descent draws no rows")
     call(NUMBERS[name][0])
     for variant in NUMBERS[name][1:]:
         with count_compilations() as count:
