@@ -1,16 +1,19 @@
 """Gradient descent in JAX: one compiled, honest, resumable run.
 
-``minimize`` is the one call; ``make_step`` and ``init_state`` are the manual loop.
+``minimize`` is the one call; ``make_step`` and ``init_state`` are the manual loop;
+``benchmark`` times a call.
 
-The rooms, each importing only those after it: ``_minimize`` (the front door),
-``_step`` (the scan body), ``_check`` and ``_spec`` (arguments, and what a program is
-keyed by), ``_source`` and ``_rows`` (which rows), ``_stop`` (when to stop), ``_loop``
-(the order of events), ``_rules`` (reading optax), ``_gradient``, ``_result``,
-``_history``, ``_tree``. ``_plot`` is imported when a picture is asked for, and
-``problems`` stands alone.
+The rooms, each importing only those after it: ``_benchmark`` (times), ``_minimize``
+(the front door), ``_step`` (the scan body), ``_check`` and ``_spec`` (arguments, and
+what a program is keyed by), ``_source`` and ``_rows`` (which rows), ``_stop`` (when to
+stop), ``_loop`` (the order of events), ``_native`` (small loops on a CPU), ``_rules``
+(reading optax), ``_gradient``, ``_result``, ``_history``, ``_tree``. ``_plot`` is
+imported when a picture is asked for, and ``problems`` stands alone.
 """
 
 from jaxgd import problems as problems
+from jaxgd._benchmark import Benchmark as Benchmark
+from jaxgd._benchmark import benchmark as benchmark
 from jaxgd._history import History as History
 from jaxgd._loop import Check as Check
 from jaxgd._minimize import minimize as minimize

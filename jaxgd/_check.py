@@ -8,6 +8,7 @@ is split into numbers (data) and structure (the program's key).
 import inspect
 import math
 import operator
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ from jaxgd._loop import Run
 from jaxgd._result import Status
 from jaxgd._rows import as_key
 from jaxgd._rules import check_factory, describe, is_rule
-from jaxgd._spec import Numbers, Spec, dtype_of, is_real, parts_of, short, work_of
+from jaxgd._spec import Numbers, Spec, dtype_of, is_real, parts_of, short, weighed
 from jaxgd._stop import StopRule, auto_rule
 
 _LAST_STEP = 2**31 - 1
@@ -62,7 +63,7 @@ def check_all(
     history_rows = whole("history_rows", history_rows, low=0, high=_LAST_STEP)
     if state is not None:
         key = _key_of(state, key)
-    _call_fits(fun, n, args, with_key)
+    _call_fits(fun, n is not None, len(args), with_key)
     _update_rule(learning_rate, optimizer, hyperparams)
     exactly, limit = _limit(max_steps, epochs, n, batch_size, stop)
     rule = _stop(stop, params, batch_size)
@@ -106,7 +107,7 @@ def check_all(
             type(x).__name__ == "BatchTracer" for x in jax.tree.leaves((numbers, key))
         ),
     )
-    spec = spec._replace(work=work_of(spec, numbers))
+    spec = weighed(spec, numbers)
     # Last, since making a key out of a seed compiles where it is the first one.
     return spec, numbers._replace(key=as_key(0 if key is None else key)), limit
 
@@ -257,13 +258,22 @@ def _shards(data) -> int:
     return len({(piece[0].start, piece[0].stop) for piece in pieces})
 
 
-def _call_fits(fun, n, args, with_key) -> None:
+def _call_fits(fun, has_data, extras, with_key) -> None:
+    try:
+        hash(fun)
+    except TypeError:
+        return _signature_fits.__wrapped__(fun, has_data, extras, with_key)
+    return _signature_fits(fun, has_data, extras, with_key)
+
+
+@lru_cache(maxsize=64)
+def _signature_fits(fun, has_data, extras, with_key) -> None:
     try:
         signature = inspect.signature(fun)
     except (TypeError, ValueError):
         return
-    wanted = ["params", *([] if n is None else ["batch"])]
-    wanted += [f"args[{i}]" for i in range(len(args))]
+    wanted = ["params", *(["batch"] if has_data else [])]
+    wanted += [f"args[{i}]" for i in range(extras)]
     try:
         signature.bind(*wanted, **({"key": None} if with_key else {}))
     except TypeError as error:

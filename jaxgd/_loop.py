@@ -16,6 +16,7 @@ static length, and the traced loop takes the rest.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +25,7 @@ from jax import lax
 
 from jaxgd import _tree
 from jaxgd._history import Record, extend
+from jaxgd._native import one_function
 from jaxgd._result import Status
 
 
@@ -98,7 +100,8 @@ class Parts(NamedTuple):
     full: Any  # State -> Full; None: every step is a full pass
     next_check: Callable  # (step, checked) -> step of the next full check
     final_evaluation: bool
-    static_chunks: bool | None  # None: where the platform wants them
+    lanes: bool  # under vmap
+    small: bool  # whether the time of a step is that of starting its kernels
 
 
 class Look(NamedTuple):
@@ -271,11 +274,11 @@ def _advance(parts: Parts, entry: Look) -> Look:
         state = look.state
         inputs = parts.inputs(state.step, jnp.bool_(False))
         core, (infos, _) = _scan(parts, state, inputs, parts.size)
-        count = jnp.int32(parts.size)
-        watch, codes, _ = _judge(parts, state, infos, count)
+        watch, codes, _ = _judge(parts, state, infos, parts.size)
         clean = jnp.all(_is_finite(infos) & (codes == Status.RUNNING))
         clean = clean & _tree.all_finite(core.params)
-        new = replace(core, run=_remember(parts, state, infos, count, watch))
+        run = _remember(parts, state, infos, jnp.int32(parts.size), watch)
+        new = replace(core, run=run)
         return look._replace(state=_tree.select(clean, new, state), clean=clean)
 
     def static_chunks(look: Look) -> Look:
@@ -333,12 +336,16 @@ def _advance(parts: Parts, entry: Look) -> Look:
             aux=aux,
         )
 
-    look = entry
-    if parts.static_chunks is None:
-        look = lax.platform_dependent(look, cpu=lambda x: x, default=static_chunks)
-    elif parts.static_chunks:
-        look = static_chunks(look)
-    return lax.while_loop(lambda look: ~look.done, chunk, look)
+    def chunks(look: Look) -> Look:
+        return lax.while_loop(lambda look: ~look.done, chunk, look)
+
+    if parts.lanes:
+        return chunks(static_chunks(entry))
+    return lax.platform_dependent(
+        entry,
+        cpu=partial(one_function, chunks) if parts.small else chunks,
+        default=lambda look: chunks(static_chunks(look)),
+    )
 
 
 def _scan(parts: Parts, state, inputs, size):
@@ -396,13 +403,14 @@ def _judge(parts: Parts, state, infos, count):
         return run.watch, codes, checks
     judge = parts.judge
 
-    def one(watch, x):
-        i, check, moved = x
-        new, code = judge(watch, check, moved)
-        return _tree.select(i < count, new, watch), code
-
     moved = _shifted(run.arrived[1], infos.moved)
-    watch, codes = lax.scan(one, run.watch, (_range(parts.size), checks, moved))
+
+    def one(i, carry):
+        watch, codes = carry
+        new, code = judge(watch, jax.tree.map(lambda x: _at(x, i), checks), moved[i])
+        return new, lax.dynamic_update_index_in_dim(codes, code, i, 0)
+
+    watch, codes = lax.fori_loop(0, count, one, (run.watch, codes))
     return watch, codes, checks
 
 

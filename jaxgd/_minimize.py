@@ -285,6 +285,7 @@ def _parts(spec: Spec, numbers: Numbers, state: State, rule):
         strata=spec.strata,
         size=size,
         with_key=spec.with_key,
+        within=spec.small,
     )
     full = _full_pass(spec, numbers, run.key)
     once = partial(jax.jit, inline=True)  # traced once, wherever the loop calls it
@@ -298,7 +299,8 @@ def _parts(spec: Spec, numbers: Numbers, state: State, rule):
         full=None if spec.batch_size is None else full,
         next_check=partial(_next_check, spec.n, spec.batch_size),
         final_evaluation=spec.final_evaluation or spec.batch_size is None,
-        static_chunks=True if spec.lanes else None,
+        lanes=spec.lanes,
+        small=spec.small,
     )
     return parts, full
 

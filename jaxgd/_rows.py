@@ -8,7 +8,7 @@ streaming and sharding are all arithmetic on a position.
 
 import math
 import operator
-from functools import partial
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -181,7 +181,16 @@ def as_key(key) -> jax.Array:
                 "them, or vmap over them."
             )
         return key
-    return jax.random.key(_seed(key))
+    seed = _seed(key)
+    if _tree.is_traced(seed):
+        return jax.random.key(seed)
+    return _key_of_seed(seed, jax.config.jax_default_prng_impl)
+
+
+@lru_cache(maxsize=64)
+def _key_of_seed(seed, impl) -> jax.Array:
+    with jax.ensure_compile_time_eval():  # or it would belong to the trace around it
+        return jax.random.key(seed, impl=impl)
 
 
 def _seed(seed) -> int:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgd._gradient import Batch
+from jaxgd._native import on_cpu
 from jaxgd._rows import rows_of_steps
 
 # Bytes of rows gathered ahead of a chunk's inner loop. Small batches gain most from it
@@ -26,6 +27,9 @@ _SHORTEST_CHUNK = 4
 _CHUNK_WORK = 2**25
 # Intermediate bytes one block of a full pass may need.
 _PASS_BYTES = 2**25
+
+# Intermediate bytes of a step up to which starting its kernels is what takes the time.
+SMALL_WORK = 2**15
 
 # Streams of keys beside the strata's, which are below 2**31.
 _STEP_KEYS = 0xFFFFFFFF
@@ -39,8 +43,11 @@ class Source(NamedTuple):
     batch: Callable  # input of one step -> Batch
 
 
-def resident(data, key, *, batch_size, strata, size, with_key) -> Source:
-    """Rows of arrays on the device; ``batch_size=None`` takes all rows every step."""
+def resident(data, key, *, batch_size, strata, size, with_key, within=False) -> Source:
+    """Rows of arrays on the device; ``batch_size=None`` takes all rows every step.
+
+    ``within``: the rows are computed within a loop that is one function already.
+    """
 
     def keys(step, closing):
         if not with_key:
@@ -65,8 +72,11 @@ def resident(data, key, *, batch_size, strata, size, with_key) -> Source:
         # Every row is in bounds, so XLA need not guard the gather.
         return jax.tree.map(lambda x: x.at[rows].get(mode="promise_in_bounds"), data)
 
+    def order(key, step):
+        return rows_of_steps(key, n, batch_size, strata, step, size)
+
     def inputs(step, closing):
-        rows = rows_of_steps(key, n, batch_size, strata, step, size)
+        rows = order(key, step) if within else on_cpu(order, key, step)
         return Batch(take(rows) if ahead else rows, keys(step, closing))
 
     ahead = size * batch_size * _row_bytes(data) <= _AHEAD_BYTES

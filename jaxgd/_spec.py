@@ -16,8 +16,9 @@ import numpy as np
 from jaxgd import _tree
 from jaxgd._gradient import make_objective
 from jaxgd._loop import Check
+from jaxgd._native import can_be_one_function
 from jaxgd._rules import call_factory, describe
-from jaxgd._source import bytes_computed
+from jaxgd._source import SMALL_WORK, bytes_computed
 from jaxgd._stop import StopRule
 from jaxgd._tree import Split
 
@@ -42,6 +43,7 @@ class Spec(NamedTuple):
     exactly: int | None  # steps of a static scan
     lanes: bool  # under vmap
     work: int = 0  # bytes of intermediate results in one gradient
+    small: bool = False  # whether starting its kernels is what takes a step's time
 
 
 class Numbers(NamedTuple):
@@ -64,17 +66,20 @@ def objective_of(spec: Spec, numbers: Numbers, block=None):
     return make_objective(fun, numbers.args, has_aux=spec.has_aux, block=block)
 
 
-def work_of(spec: Spec, numbers: Numbers) -> int:
-    """Bytes of intermediate results in one gradient; raises if a function is no fit."""
+def weighed(spec: Spec, numbers: Numbers) -> Spec:
+    """``spec`` with the weight of one gradient; raises if a function is no fit."""
     leaves, treedef = jax.tree.flatten(numbers)
-    shapes = tuple((np.shape(x), jnp.result_type(x)) for x in leaves)
+    shapes = tuple((np.shape(x), x.dtype) for x in leaves)
     traced = any(_tree.is_traced(x) for x in leaves)
     trace = _work.__wrapped__ if traced else _work
-    return trace(spec._replace(exactly=None, lanes=False), shapes, treedef)
+    wide = jax.config.jax_enable_x64
+    work, small = trace(spec._replace(exactly=None, lanes=False), shapes, treedef, wide)
+    return spec._replace(work=work, small=small and not spec.lanes)
 
 
 @lru_cache(maxsize=256)
-def _work(spec: Spec, shapes, treedef) -> int:
+def _work(spec: Spec, shapes, treedef, wide) -> tuple[int, bool]:
+    del wide  # decides about dtypes, so it is part of the key
     numbers = jax.tree.unflatten(treedef, [jax.ShapeDtypeStruct(*x) for x in shapes])
     rows = None
     if spec.n is not None:
@@ -106,7 +111,8 @@ def _work(spec: Spec, shapes, treedef) -> int:
             numbers.params, rows, key
         )
     )(numbers, rows, key)
-    return bytes_computed(jaxpr.jaxpr)
+    work = bytes_computed(jaxpr.jaxpr)
+    return work, work <= SMALL_WORK and can_be_one_function(jaxpr.jaxpr)
 
 
 def _objective_fits(out, has_aux) -> None:

@@ -1,0 +1,71 @@
+"""All benchmarks, or those that are named: ``python -m benchmarks --help``."""
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+
+NAMES = (
+    "one_row",
+    "mini_batch",
+    "full_batch",
+    "row_order",
+    "first_result",
+    "repeated_call",
+    "own_timing",
+    "ahead_of_time",
+)
+
+
+def parsed(arguments) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="jaxgd against its peers."
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument("--quick", action="store_true", help="fewer steps and repeats")
+    parser.add_argument("--scale", type=float, default=1.0, help="rows by this factor")
+    parser.add_argument("--device", choices=("cpu", "gpu", "tpu"), default=None)
+    parser.add_argument("--cores", type=int, help="use so many cores of the CPU")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all rows here")
+    parser.add_argument("--plot", type=Path, metavar="FOLDER", help="write pictures")
+    options = parser.parse_args(arguments)
+    unknown = set(options.names) - set(NAMES)
+    if unknown:
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}: {', '.join(NAMES)}")
+    return options
+
+
+def main(arguments=None) -> list[dict]:
+    chosen = parsed(arguments)
+    if chosen.cores is not None:  # before any library counts them
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: chosen.cores])
+    import jax
+
+    if chosen.device is not None:
+        jax.config.update(
+            "jax_platforms", {"gpu": "cuda"}.get(chosen.device, chosen.device)
+        )
+    from benchmarks._measure import HEAD, Options, where
+
+    options = Options(chosen.quick, chosen.scale, jax.default_backend(), chosen.cores)
+    about = where()
+    versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
+    print(f"{about['device']}; {versions}\n\n{HEAD}")
+    rows = []
+    for name in chosen.names or NAMES:
+        module = importlib.import_module(f"benchmarks.{name}")
+        print(f"{name}: {(module.__doc__ or '').splitlines()[0]}", flush=True)
+        rows += [{"benchmark": name} | row for row in module.run(options)]
+    if chosen.json is not None:
+        chosen.json.write_text(json.dumps(rows, indent=1) + "\n")
+    if chosen.plot is not None:
+        from benchmarks._picture import picture
+
+        print(f"wrote {picture(rows, chosen.plot)}")
+    return rows
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
