@@ -9,26 +9,23 @@ takes 150 ns a step instead of 700, and compiles faster, too. The computation is
 same; where the attribute means nothing, it is an ordinary call.
 """
 
+import math
 from functools import partial
 
 import jax
 import jax.custom_batching
+import jax.numpy as jnp
 import jaxlib.version
 from jax import lax
+from jax.experimental.scheduling_groups import xla_metadata_call
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun, jaxprs_in_params
 
-try:
-    from jax.experimental.scheduling_groups import xla_metadata_call
-except ImportError:  # then there is no such call to make
-    xla_metadata_call = None
-
 # The attribute is no public interface of XLA: it is used where tests have seen it work.
-_TESTED = jaxlib.version.__version_info__[:2] == (0, 10)
+_TESTED = jaxlib.version.__version__ == "0.10.2"
 
 # What the emitter behind the attribute can compile. It has neither scatter, sort, FFT,
-# custom calls, callbacks nor collectives, and products of two matrices are taken from
-# it by a library: a loop with any of them stays as it is. So does one that holds such a
-# call already, for two of one name do not fit into one another.
+# custom calls, callbacks nor collectives, and XLA hands products of matrices, and long
+# reductions, to a library it cannot call: a loop with any of them stays as it is.
 _NAMES = """
 abs acos acosh add add_any and argmax argmin asin asinh atan atan2 atanh
 bitcast_convert_type broadcast_in_dim cbrt ceil clamp clz complex concatenate cond
@@ -45,6 +42,9 @@ unstack while xor
 """
 _CAN = frozenset(_NAMES.split())
 
+# Numbers in a sum up to which XLA leaves it alone (4096 go to the library).
+_LONGEST_SUM = 2048
+
 
 def on_cpu(fun, *args):
     """``fun(*args)``, as one function on a CPU."""
@@ -57,38 +57,35 @@ def one_function(fun, *args):
     What a transformation makes of ``fun`` may be beyond the emitter: a product with a
     vector becomes one with a matrix.
     """
-    if xla_metadata_call is None or not _TESTED or len(jax.devices()) > 1:
+    if not _TESTED or len(jax.devices()) > 1:
         return fun(*args)
     closed, out = jax.make_jaxpr(fun, return_shape=True)(*args)
+    leaves, treedef = jax.tree.leaves(args), jax.tree.structure(out)
 
-    @jax.custom_jvp
+    def plain(consts, args):
+        return jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, consts))(*args)
+
     @jax.custom_batching.custom_vmap
-    def run(consts, args):
-        return _call(partial(_evaluate, closed.jaxpr))(consts, args)
+    def marked(consts, args):
+        def with_another(consts, args):
+            # The last operation of a function must not be split over threads: so it is
+            # one that makes a tuple, of at least two.
+            return [*plain(consts, args), jnp.int32(0)]
 
-    @run.fun.def_vmap
-    def _(axis_size, batched, consts, args):
-        del axis_size
-        axes = jax.tree.map(lambda b: 0 if b else None, batched)
-        out = jax.vmap(plain, in_axes=tuple(axes))(consts, args)
+        mark = {"inlineable": "false", "xla_cpu_small_call": "true"}
+        return xla_metadata_call(with_another, **mark)(consts, args)[:-1]
+
+    @marked.def_vmap
+    def _(_, batched, *args):
+        axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, batched)
+        out = jax.vmap(plain, in_axes=tuple(axes))(*args)
         return out, [True] * len(out)
 
-    @run.defjvp
-    def _(primals, tangents):
-        return jax.jvp(plain, primals, tangents)
-
-    plain = partial(_evaluate, closed.jaxpr)
-    run = run if can_be_one_function(closed.jaxpr) else plain
-    results = run(closed.consts, jax.tree.leaves(args))
-    return jax.tree.unflatten(jax.tree.structure(out), results)
-
-
-def _call(fun):
-    return xla_metadata_call(fun, inlineable="false", xla_cpu_small_call="true")
-
-
-def _evaluate(jaxpr, consts, args):
-    return jaxpr_as_fun(ClosedJaxpr(jaxpr, consts))(*args)
+    run = jax.custom_jvp(marked)
+    run.defjvp(lambda primals, tangents: jax.jvp(plain, primals, tangents))
+    possible = can_be_one_function(closed.jaxpr)
+    results = (run if possible else plain)(closed.consts, leaves)
+    return jax.tree.unflatten(treedef, results)
 
 
 def can_be_one_function(jaxpr) -> bool:
@@ -97,9 +94,13 @@ def can_be_one_function(jaxpr) -> bool:
 
 
 def _can(eqn) -> bool:
-    if eqn.primitive.name not in _CAN:
+    name = eqn.primitive.name
+    if name not in _CAN:
         return False
-    if eqn.primitive.name == "dot_general" and _is_matrix_product(eqn):
+    sums = name.startswith(("reduce_", "arg", "dot_"))
+    if sums and max(x.aval.size for x in eqn.invars) > _LONGEST_SUM:
+        return False
+    if name == "dot_general" and _is_matrix_product(eqn):
         return False
     return all(can_be_one_function(sub) for sub in jaxprs_in_params(eqn.params))
 
@@ -107,14 +108,7 @@ def _can(eqn) -> bool:
 def _is_matrix_product(eqn) -> bool:
     (left, right), (batch, _) = eqn.params["dimension_numbers"]
     rows, columns = (
-        x.aval.size / max(1, _product(x.aval.shape, taken))
+        x.aval.size / max(1, math.prod(x.aval.shape[dim] for dim in taken))
         for x, taken in zip(eqn.invars, (left, right), strict=True)
     )
     return bool(batch) or min(rows, columns) > 1
-
-
-def _product(shape, dims) -> int:
-    total = 1
-    for dim in dims:
-        total *= shape[dim]
-    return total
