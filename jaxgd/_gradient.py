@@ -27,17 +27,27 @@ class Objective(NamedTuple):
     value_and_grad: Callable[[Any, Any, Any], tuple[tuple[jax.Array, Any], Any]]
 
 
-def make_objective(fun, args=(), *, has_aux=False, block=None) -> Objective:
+def make_objective(
+    fun, args=(), *, has_aux=False, block=None, cpu_block=None
+) -> Objective:
     """The objective ``fun`` with its gradient in descent direction.
 
     ``block``: rows to evaluate at once; None for the whole batch. The blocks' means
-    are weighted by their rows, so the sum is the mean over the batch.
+    are weighted by their rows, so the sum is the mean over the batch. ``cpu_block``:
+    the same on a CPU only, for the sake of its cache.
     """
 
     def call(params, batch, key):
         positional = (params, *args) if batch is None else (params, batch, *args)
         out = fun(*positional) if key is None else fun(*positional, key=key)
         return out if has_aux else (out, None)
+
+    def split_batch(of_rows, batch):
+        if block is not None or cpu_block is None:
+            return _over_blocks(of_rows, batch, block)
+        return lax.platform_dependent(
+            batch, cpu=lambda b: _over_blocks(of_rows, b, cpu_block), default=of_rows
+        )
 
     # Traced once, however many loops it stands in.
     whole = jax.jit(jax.value_and_grad(call, has_aux=True), inline=True)
@@ -48,16 +58,12 @@ def make_objective(fun, args=(), *, has_aux=False, block=None) -> Objective:
             # jax.grad of a real function of z is conjugate to the steepest ascent.
             return (value, grad), aux
 
-        means, aux = _over_blocks(of_rows, batch, block)
-        value, grad = means
+        (value, grad), aux = split_batch(of_rows, batch)
         grad = jax.tree.map(lambda g: g.conj() if jnp.iscomplexobj(g) else g, grad)
         return (value, aux), grad
 
     def value(params, batch, key):
-        means, _ = _over_blocks(
-            lambda rows: (call(params, rows, key)[0], None), batch, block
-        )
-        return means
+        return split_batch(lambda rows: (call(params, rows, key)[0], None), batch)[0]
 
     return Objective(value, value_and_grad)
 

@@ -508,9 +508,9 @@ def _succeeded(status):
 
 def _finished(spec: Spec, outcome: Outcome) -> Result:
     state, run = outcome.state, outcome.state.run
-    traced = any(_tree.is_traced(x) for x in jax.tree.leaves(outcome))
+    traced = _tree.is_traced(outcome.value)  # then all of them are
     if not traced:
-        jax.block_until_ready(outcome)
+        outcome.value.block_until_ready()  # all of them come at once
         run = replace(run, history=_numpy(run.history), checks=_numpy(run.checks))
     result = Result(
         params=state.params if outcome.judged is None else outcome.judged,

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgd._gradient import Batch
+from jaxgd._gradient import Batch, count_rows, even_block
 from jaxgd._native import on_cpu
 from jaxgd._rows import rows_of_steps
 
@@ -30,6 +30,11 @@ _PASS_BYTES = 2**25
 
 # Intermediate bytes of a step up to which starting its kernels is what takes the time.
 SMALL_WORK = 2**15
+
+# Bytes of rows and intermediate results that one block of a full batch should have on a
+# CPU, and what the whole batch must have to be split.
+_BLOCK_BYTES = 2**21
+_LARGE = 2**23
 
 # Streams of keys beside the strata's, which are below 2**31.
 _STEP_KEYS = 0xFFFFFFFF
@@ -109,6 +114,17 @@ def pass_block(batch_size: int, work: int, n: int) -> int:
     ``work``: bytes of intermediate results in a step of ``batch_size`` rows.
     """
     return min(n, max(batch_size, batch_size * _PASS_BYTES // max(work, 1)))
+
+
+def cache_block(data, work: int) -> int | None:
+    """Rows of a full batch that fit the cache of a CPU; None where all nearly do.
+
+    Least squares on 400,000 rows of 100 numbers takes 25 ms a step at once, for the
+    gradient reads the rows again; in blocks of 1 to 4 MB it takes 13.
+    """
+    n = count_rows(data)
+    row = max(1, _row_bytes(data) + work // n)
+    return even_block(n, max(1, _BLOCK_BYTES // row)) if n * row > _LARGE else None
 
 
 def bytes_computed(jaxpr) -> int:

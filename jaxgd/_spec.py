@@ -18,7 +18,7 @@ from jaxgd._gradient import make_objective
 from jaxgd._loop import Check
 from jaxgd._native import can_be_one_function
 from jaxgd._rules import call_factory, describe
-from jaxgd._source import SMALL_WORK, bytes_computed
+from jaxgd._source import SMALL_WORK, bytes_computed, cache_block
 from jaxgd._stop import StopRule
 from jaxgd._tree import Split
 
@@ -44,6 +44,7 @@ class Spec(NamedTuple):
     lanes: bool  # under vmap
     work: int = 0  # bytes of intermediate results in one gradient
     small: bool = False  # whether starting its kernels is what takes a step's time
+    cpu_block: int | None = None  # rows of a full batch to evaluate at once on a CPU
 
 
 class Numbers(NamedTuple):
@@ -63,7 +64,13 @@ class Numbers(NamedTuple):
 def objective_of(spec: Spec, numbers: Numbers, block=None):
     """The objective of a call, its gradient in blocks of ``block`` rows."""
     fun = spec.fun.join(numbers.fun)
-    return make_objective(fun, numbers.args, has_aux=spec.has_aux, block=block)
+    return make_objective(
+        fun,
+        numbers.args,
+        has_aux=spec.has_aux,
+        block=block,
+        cpu_block=spec.cpu_block,
+    )
 
 
 def weighed(spec: Spec, numbers: Numbers) -> Spec:
@@ -73,12 +80,14 @@ def weighed(spec: Spec, numbers: Numbers) -> Spec:
     traced = any(_tree.is_traced(x) for x in leaves)
     trace = _work.__wrapped__ if traced else _work
     wide = jax.config.jax_enable_x64
-    work, small = trace(spec._replace(exactly=None, lanes=False), shapes, treedef, wide)
-    return spec._replace(work=work, small=small and not spec.lanes)
+    work, small, block = trace(
+        spec._replace(exactly=None, lanes=False), shapes, treedef, wide
+    )
+    return spec._replace(work=work, small=small and not spec.lanes, cpu_block=block)
 
 
 @lru_cache(maxsize=256)
-def _work(spec: Spec, shapes, treedef, wide) -> tuple[int, bool]:
+def _work(spec: Spec, shapes, treedef, wide) -> tuple:
     del wide  # decides about dtypes, so it is part of the key
     numbers = jax.tree.unflatten(treedef, [jax.ShapeDtypeStruct(*x) for x in shapes])
     rows = None
@@ -112,7 +121,51 @@ def _work(spec: Spec, shapes, treedef, wide) -> tuple[int, bool]:
         )
     )(numbers, rows, key)
     work = bytes_computed(jaxpr.jaxpr)
-    return work, work <= SMALL_WORK and can_be_one_function(jaxpr.jaxpr)
+    small = work <= SMALL_WORK and can_be_one_function(jaxpr.jaxpr)
+    block = None
+    if spec.batch_size is None and spec.n is not None and spec.microbatch_size is None:
+        block = cache_block(numbers.data, work)
+    if block is not None and not _is_mean_over_rows(spec, numbers):
+        block = None
+    return work, small, block
+
+
+def _is_mean_over_rows(spec: Spec, numbers: Numbers) -> bool:
+    """Whether blocks of rows may be averaged, tried on made-up numbers.
+
+    A user may pass what is no mean to batch descent (a sum, a median, an objective that
+    couples rows): such a one is never split unless microbatch_size says so.
+    """
+    if spec.has_aux or spec.with_key or len(jax.devices()) > 1:
+        return False
+    rng = np.random.default_rng(0)
+
+    def made_up(x, rows=None):
+        shape = x.shape if rows is None else (rows, *x.shape[1:])
+        if jnp.issubdtype(x.dtype, jnp.inexact):
+            return jnp.asarray(rng.uniform(0.1, 1.0, shape), x.dtype)
+        return jnp.asarray(rng.integers(0, 2, shape), x.dtype)
+
+    try:
+        with jax.ensure_compile_time_eval():
+            rest = numbers._replace(data=None, key=None)
+            rest = jax.tree.map(made_up, rest)
+            rows = jax.tree.map(lambda x: made_up(x, 16), numbers.data)
+            value = jax.jit(
+                lambda rest, rows: spec.fun.join(rest.fun)(
+                    rest.params, rows, *rest.args
+                )
+            )
+            whole = value(rest, rows)
+            parts = [
+                value(rest, jax.tree.map(lambda x, at=at: x[at : at + 8], rows))
+                for at in (0, 8)
+            ]
+            error = abs(float(whole) - float(sum(parts)) / 2)
+            tolerance = 64 * float(jnp.finfo(whole.dtype).eps)
+            return error <= tolerance * float(sum(map(abs, parts)))
+    except Exception:  # whatever the user's function does not like about them
+        return False
 
 
 def _objective_fits(out, has_aux) -> None:
