@@ -18,7 +18,6 @@ from benchmarks._measure import Options, compare
 from benchmarks.mini_batch import runner
 from jaxgd import problems
 
-
 # Without a penalty, as scikit-learn is asked to do it.
 
 

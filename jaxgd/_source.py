@@ -24,7 +24,7 @@ _AHEAD_BYTES = 2**20
 _LONGEST_CHUNK = 2048
 _SHORTEST_CHUNK = 4
 # Intermediate bytes a chunk may compute in vain when something happens in it.
-_CHUNK_WORK = 2**25
+_CHUNK_WORK = 2**26
 # Intermediate bytes one block of a full pass may need.
 _PASS_BYTES = 2**25
 

@@ -46,22 +46,19 @@ def safe_norm(tree, dtype) -> jax.Array:
 
 
 def _sum_of_squares(tree, dtype, scale=None):
-    vectors = []
+    parts = []
     for leaf in jax.tree.leaves(tree):
         leaf = lax.stop_gradient(leaf)
         for part in (leaf.real, leaf.imag) if jnp.iscomplexobj(leaf) else (leaf,):
-            part = part.astype(dtype).reshape(-1)
-            vectors.append(part if scale is None else part / scale)
-    if sum(v.size for v in vectors) <= _ONE_KERNEL:
-        vector = jnp.concatenate(vectors)
-        return jnp.sum(vector * vector)
-    # Within the loop of an MLP of 100,000 parameters on a CPU, a product with itself
-    # was measured 3 to 8 % of a step cheaper than the sum of squares.
-    products = [
-        lax.dot(v[None, :], v[:, None], precision=lax.Precision.HIGHEST)[0, 0]
-        for v in vectors
-    ]
-    return sum(products, jnp.zeros((), dtype))
+            part = part.astype(dtype)
+            parts.append(part if scale is None else part / scale)
+    if sum(part.size for part in parts) <= _ONE_KERNEL:
+        parts = [jnp.concatenate([part.reshape(-1) for part in parts])]
+    # Column by column, which a CPU does several at a time. A product of a leaf with
+    # itself is as fast for gradients, which are there, but updates would have to be
+    # written down for it (Adam on 100,000 parameters: 30 us a step).
+    squares = [jnp.sum(jnp.sum(part * part, axis=0)) for part in parts]
+    return sum(squares, jnp.zeros((), dtype))
 
 
 def largest(tree, dtype) -> jax.Array:
