@@ -25,7 +25,7 @@ from jax import lax
 
 from jaxgd import _tree
 from jaxgd._history import Record, extend
-from jaxgd._native import one_function
+from jaxgd._native import on_cpu, one_function
 from jaxgd._result import Status
 
 
@@ -289,12 +289,33 @@ def _advance(parts: Parts, entry: Look) -> Look:
         return lax.while_loop(more, static_chunk, look)._replace(clean=jnp.bool_(True))
 
     def chunk(look: Look) -> Look:
-        state, run = look.state, look.state.run
+        state = look.state
         undecided = look.verdict == Status.RUNNING
         at_goal = state.step == look.goal
         count = jnp.where(at_goal, 1, jnp.minimum(look.most, look.goal - state.step))
         inputs = parts.inputs(state.step, at_goal & undecided)
         core, infos, aux = _loop(parts, state, inputs, count, look.aux)
+        finite = _tree.all_finite(core.params)
+
+        # The last good iterate may lie before this chunk: then the way there is run
+        # again from the entry, which costs time once in a diverged run and no memory.
+        given = _slim(look), _slim(entry).state, infos, count, finite
+        if parts.small or parts.lanes:
+            settled, back, ahead = settle(*given)
+        else:
+            settled, back, ahead = on_cpu(settle, *given)
+        old = _tree.select(
+            back, replace(entry.state, run=None), replace(state, run=None)
+        )
+        core = _tree.select(ahead, core, old)
+        run = replace(settled.state.run, anchor=state.run.anchor)
+        return settled._replace(state=replace(core, run=run), aux=aux)
+
+    def settle(look: Look, start, infos, count, finite):
+        """What happened in a chunk: (look without large trees, back, ahead)."""
+        state, run = look.state, look.state.run
+        undecided = look.verdict == Status.RUNNING
+        at_goal = state.step == look.goal
         watch, codes, checks = _judge(parts, state, infos, count)
 
         live = _range(parts.size) < count
@@ -303,7 +324,6 @@ def _advance(parts: Parts, entry: Look) -> Look:
         judged = undecided & (~at_goal | parts.judge_at_limit)
         held = judged & (held_at < jnp.minimum(bad_at, count))
         bad = undecided & ~held & (bad_at < count)
-        finite = _tree.all_finite(core.params)
         ahead = ~at_goal & ~held & ~bad  # nothing has happened on the way
         # No step saw the iterate that is not finite: look for it in shorter chunks.
         blown = ahead & ~finite & (count == 1)
@@ -315,26 +335,23 @@ def _advance(parts: Parts, entry: Look) -> Look:
         goal = jnp.where(held, state.step + held_at, look.goal)
         goal = jnp.where(bad, state.step + bad_at - 1, goal)
         goal = jnp.where(blown, state.step, goal)
-        goal = jnp.maximum(goal, entry.state.step)
+        goal = jnp.maximum(goal, start.step)
 
-        # The last good iterate may lie before this chunk: then the way there is run
-        # again from the entry, which costs time once in a diverged run and no memory.
-        new = replace(core, run=_remember(parts, state, infos, count, watch))
-        old = _tree.select(goal < state.step, entry.state, state)
-        state = _tree.select(ahead & finite, new, old)
+        back, ahead = goal < state.step, ahead & finite
+        new = _remember(parts, state, infos, count, watch)
+        run = _tree.select(ahead, new, _tree.select(back, start.run, run))
         first = jax.tree.map(lambda x: x[0], checks)
         seen = look.seen if checks is None else _tree.select(at_goal, first, look.seen)
-        return Look(
-            state=state,
+        settled = look._replace(
+            state=replace(state, run=run),
             goal=goal,
             verdict=verdict,
             most=most,
             done=at_goal & ~bad,
-            clean=look.clean,
-            watch=_tree.select(at_goal, watch, run.watch),
+            watch=_tree.select(at_goal, watch, look.state.run.watch),
             seen=seen,
-            aux=aux,
         )
+        return settled, back, ahead
 
     def chunks(look: Look) -> Look:
         return lax.while_loop(lambda look: ~look.done, chunk, look)
@@ -345,6 +362,15 @@ def _advance(parts: Parts, entry: Look) -> Look:
         entry,
         cpu=partial(one_function, chunks) if parts.small else chunks,
         default=lambda look: chunks(static_chunks(look)),
+    )
+
+
+def _slim(look: Look) -> Look:
+    """``look`` without what grows with the parameters."""
+    state = look.state
+    run = replace(state.run, anchor=None)
+    return look._replace(
+        state=replace(state, params=None, opt_state=None, run=run), aux=None
     )
 
 
