@@ -36,7 +36,8 @@ class Benchmark:
       rows: rows of data a step looks at; None without data.
       trace_s: tracing and lowering, from arguments to the program handed to XLA.
       compile_s: XLA's part.
-      first_run_s: the first run of ``steps`` steps once compiled.
+      first_run_s: the first run once compiled, of the steps asked for, else of one
+        chunk of the loop.
       step_s: the median time of one step, by the slope between the two lengths: what a
         call costs once (launch, transfer, the last full pass) drops out.
       step_spread_s: its lower and upper quartile.
@@ -123,7 +124,7 @@ class Benchmark:
             ("memory", _amount(self.bytes, "B", self.bytes_per_s, "B/s")),
             ("roofline", "" if self.of_roofline is None else f"{self.of_roofline:.1%}"),
             ("once a call", _seconds(self.call_s)),
-            ("first run", f"{_seconds(self.first_run_s)} for {self.steps} steps"),
+            ("first run", _seconds(self.first_run_s)),
             ("trace", _seconds(self.trace_s)),
             ("compile", _seconds(self.compile_s)),
             ("peak memory", _unit(self.peak_bytes, "B")),
@@ -199,6 +200,12 @@ def benchmark(
             "benchmark measures time, which nothing does inside jit, vmap or grad: "
             "call it from Python with arrays."
         )
+    for name, peak in (("peak_flops", peak_flops), ("peak_bandwidth", peak_bandwidth)):
+        if peak is not None and not peak > 0:
+            raise ValueError(
+                f"{name} must be positive, got {peak!r}: pass what the device's maker "
+                "states, for example 1e14."
+            )
     repeats = whole("repeats", repeats, low=1)
     if steps is not None:
         steps = whole("steps", steps, low=1, high=_MOST_STEPS)

@@ -232,6 +232,38 @@ def test_other_operations_stay_as_they_are(fun):
     np.testing.assert_array_equal(np.asarray(one(X)), np.asarray(plain(X)))
 
 
+def test_inputs_that_xla_finds_no_use_for():
+    """An input used nowhere, or only until XLA simplifies, would end the process."""
+
+    def fun(x, i, unused):
+        return lax.fori_loop(0, jnp.int32(4), lambda _, y: jnp.sin(y) + (i & 0), x)
+
+    for shape in (3, 1_000_000):  # the longer one is split over threads elsewhere
+        for f in (fun, lambda x, i, unused: (x * 2, i * 0), lambda x, *_: x + 1):
+            args = jnp.ones(shape), jnp.int32(3), jnp.int32(2)
+            one = jax.jit(lambda *a, f=f: _native.one_function(f, *a))
+            for ours, plain in zip(
+                jax.tree.leaves(one(*args)), jax.tree.leaves(f(*args)), strict=True
+            ):
+                np.testing.assert_allclose(ours, plain, rtol=1e-6)
+
+
+def test_long_sums_stay_as_they_are():
+    """XLA would hand them to a library that the emitter cannot call."""
+    for n, possible in ((2048, True), (2049, False)):
+        x = jnp.ones((n // 2, 2) if n % 2 == 0 else (n,))
+        for fun in (jnp.sum, jnp.max, lambda x: jnp.sum(x.ravel() @ x.ravel())):
+            jaxpr = jax.make_jaxpr(fun)(x).jaxpr
+            assert _native.can_be_one_function(jaxpr) is possible
+            looped_sum = jax.jit(
+                lambda x, fun=fun: _native.one_function(
+                    lambda x: looped(lambda y: y + fun(y), x), x
+                )
+            )
+            plain = jax.jit(lambda x, fun=fun: looped(lambda y: y + fun(y), x))
+            np.testing.assert_allclose(looped_sum(x)[0], plain(x)[0], rtol=1e-5)
+
+
 def test_transformations_take_the_plain_form():
     weights = jnp.arange(3.0)
 
