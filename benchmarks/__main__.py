@@ -57,7 +57,7 @@ def main(arguments=None) -> list[dict]:
     for name in chosen.names or NAMES:
         module = importlib.import_module(f"benchmarks.{name}")
         print(f"{name}: {(module.__doc__ or '').splitlines()[0]}", flush=True)
-        rows += [{"benchmark": name} | row for row in module.run(options)]
+        rows += [row | {"benchmark": name} for row in module.run(options)]
     if chosen.json is not None:
         chosen.json.write_text(json.dumps(rows, indent=1) + "\n")
     if chosen.plot is not None:

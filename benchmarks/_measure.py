@@ -11,6 +11,7 @@ import importlib
 import os
 import platform
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -49,7 +50,9 @@ class Missing(Exception):
 def needs(package: str) -> Any:
     """The module of a peer, or ``Missing``."""
     try:
-        return importlib.import_module(package)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # jaxopt tells that it is not maintained
+            return importlib.import_module(package)
     except ImportError as error:
         raise Missing(f"{package} is not installed") from error
 

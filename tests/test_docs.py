@@ -11,6 +11,7 @@ import pytest
 import jaxgd
 
 README = Path(__file__).parent.parent / "README.md"
+PAGES = [README, *sorted((README.parent / "docs").glob("*.md"))]
 PUBLIC = {
     name: thing for name, thing in vars(jaxgd).items() if not name.startswith("_")
 }
@@ -100,25 +101,23 @@ def test_blocks_are_found():
     assert blocks(text) == [(2, "x = 1\n"), (8, "y = x\n")]
 
 
-def test_the_readme_runs(tmp_path, monkeypatch):
-    if not README.exists():
-        pytest.skip("README.md is not there")
-    found = blocks(README.read_text())
-    if not found:
-        pytest.skip("README.md has no block of Python")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_runs(page, tmp_path, monkeypatch):
+    found = blocks(page.read_text())
+    assert found
     if any("sklearn" in code for _, code in found):
         pytest.importorskip("sklearn")
     if any("plot" in code for _, code in found):
         pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
     assert os.environ["MPLBACKEND"] == "Agg"
-    namespace = {"__name__": "readme"}
+    namespace = {"__name__": "page"}
     for line, code in found:
         if ">>>" in code:
             test = doctest.DocTestParser().get_doctest(
-                code, namespace, "README.md", str(README), line
+                code, namespace, page.name, str(page), line
             )
             run([test])
             continue
         # The line numbers of an error are those of the page.
-        exec(compile("\n" * line + code, str(README), "exec"), namespace)
+        exec(compile("\n" * line + code, str(page), "exec"), namespace)
