@@ -160,7 +160,7 @@ def run_exactly(parts: Parts, state, steps: int) -> tuple[Any, Any]:
         state, status = carry
         inputs = parts.inputs(state.step, jnp.bool_(False))
         inputs = jax.tree.map(lambda x: x[:size], inputs)
-        core, (infos, _) = _scan(parts, state, inputs, size)
+        core, infos = _scan(parts, state, inputs, size)
         bad_at = _first(~_is_finite(infos))
         bad = (bad_at < size) & (status == Status.MAX_STEPS)
         status = jnp.where(bad, _not_finite(state.step + bad_at), status)
@@ -273,7 +273,7 @@ def _advance(parts: Parts, entry: Look) -> Look:
     def static_chunk(look: Look) -> Look:
         state = look.state
         inputs = parts.inputs(state.step, jnp.bool_(False))
-        core, (infos, _) = _scan(parts, state, inputs, parts.size)
+        core, infos = _scan(parts, state, inputs, parts.size)
         watch, codes, _ = _judge(parts, state, infos, parts.size)
         clean = jnp.all(_is_finite(infos) & (codes == Status.RUNNING))
         clean = clean & _tree.all_finite(core.params)
@@ -375,22 +375,34 @@ def _slim(look: Look) -> Look:
 
 
 def _scan(parts: Parts, state, inputs, size):
-    """A static scan of ``size`` steps: (core, (infos, None))."""
+    """A static scan of ``size`` steps: (core, infos)."""
 
     def body(core, x):
         core, info = parts.step(core, x)
-        return core, (info._replace(aux=None), None)
+        return core, _row(info)
 
-    return lax.scan(body, replace(state, run=None), inputs, length=size)
+    core = replace(state, run=None)
+    shape = _info_shape(parts, core, inputs)
+    core, (numbers, others) = lax.scan(body, core, inputs, length=size)
+    columns, others = iter(numbers.T), iter(others)
+    is_number = jax.tree.map(lambda s: s.dtype == shape.value.dtype, shape)
+    infos = jax.tree.map(lambda n: next(columns) if n else next(others), is_number)
+    return core, infos
+
+
+def _row(info):
+    """What a step saw, numbers side by side: on a GPU one kernel writes them all."""
+    leaves, dtype = jax.tree.leaves(info._replace(aux=None)), info.value.dtype
+    numbers = [x for x in leaves if x.dtype == dtype]
+    return jnp.stack(numbers), [x for x in leaves if x.dtype != dtype]
 
 
 def _loop(parts: Parts, state, inputs, count, aux):
     """``count`` steps, a traced number: (core, infos, aux of the last step)."""
     core = replace(state, run=None)
-    first = jax.tree.map(lambda x: x[0], inputs)
-    _, shape = jax.eval_shape(parts.step, core, first)
     infos = jax.tree.map(
-        lambda s: jnp.zeros((parts.size, *s.shape), s.dtype), shape._replace(aux=None)
+        lambda s: jnp.zeros((parts.size, *s.shape), s.dtype),
+        _info_shape(parts, core, inputs),
     )
 
     def body(i, carry):
@@ -407,6 +419,11 @@ def _loop(parts: Parts, state, inputs, count, aux):
         return core, infos, info.aux
 
     return lax.fori_loop(0, count, body, (core, infos, aux))
+
+
+def _info_shape(parts: Parts, core, inputs):
+    first = jax.tree.map(lambda x: x[0], inputs)
+    return jax.eval_shape(parts.step, core, first)[1]._replace(aux=None)
 
 
 def _judge(parts: Parts, state, infos, count):
