@@ -52,8 +52,8 @@ def run(options: Options) -> list[dict]:
     small, large = options.rows(3200), options.rows(400_000)
     table = (
         ("three rows", "3 x 2", three, 0.01, 1000),
-        ("full batch", f"{small:,} x 32", problem(small, 32), 0.1, 1000),
-        ("full batch", f"{large:,} x 100", problem(large, 100), 0.1, 24),
+        ("full batch", f"{small:,} x 32", problem(small, 32), 1e-3, 1000),
+        ("full batch", f"{large:,} x 100", problem(large, 100), 1e-2, 24),
     )
     rows = []
     for name, size, of, rate, steps in table:

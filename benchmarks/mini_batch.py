@@ -23,7 +23,7 @@ def runner(problem, batch_size, steps, **how):
     data = peers.on_device(problem.data)
 
     def run():
-        return jaxgd.minimize(
+        result = jaxgd.minimize(
             problem.fun,
             problem.init,
             data,
@@ -31,7 +31,10 @@ def runner(problem, batch_size, steps, **how):
             max_steps=steps,
             final_evaluation=batch_size is None,
             **how,
-        ).params
+        )
+        if result.steps != steps:
+            raise AssertionError(f"{problem.name} ended early: {result.message}")
+        return result.params
 
     return run
 
