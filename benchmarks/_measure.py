@@ -84,13 +84,14 @@ def compare(
         except Missing as missing:
             print(f"  {name}: {peer} skipped, {missing}")
     reached = {peer: flat(run()) for peer, run in runs.items()}
+    own, apart = reached["jaxgd"], {}
     for peer, found in reached.items():
         if agree is None or peer in alike:
             continue
-        own = reached["jaxgd"]
         off = np.abs(found - own).max() / max(np.abs(own).max(), 1e-30)
         if not off <= agree:
-            raise AssertionError(f"{name}: {peer} ends {off:.1e} from jaxgd")
+            print(f"  {name}: {peer} ends {off:.1e} from jaxgd")
+            apart[peer] = float(off)
     seconds = interleaved(runs, options.repeats)
     rows = []
     for peer in [peer for peer in runs if peer != "jaxgd"] or [None]:
@@ -101,6 +102,8 @@ def compare(
             row["peer_time"] = float(np.median(seconds[peer])) / units
             row["ratio"] = float(np.median(ratios))
             row["spread"] = [float(q) for q in np.quantile(ratios, [0.25, 0.75])]
+        if peer in apart:
+            row["disagrees"] = apart[peer]
         rows.append(row | where())
         show(rows[-1])
     return rows

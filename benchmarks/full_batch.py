@@ -87,7 +87,14 @@ def on_one_core(options: Options) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.json"
         command = [sys.executable, "-m", "benchmarks", "full_batch", "--cores", "1"]
-        command += ["--json", str(file), "--scale", str(options.scale)]
+        command += [
+            "--device",
+            "cpu",
+            "--json",
+            str(file),
+            "--scale",
+            str(options.scale),
+        ]
         command += ["--quick"] if options.quick else []
         subprocess.run(command, check=True)
         return json.loads(file.read_text())

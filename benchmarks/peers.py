@@ -12,7 +12,7 @@ import optax
 from jax import lax
 
 import jaxgd
-from benchmarks._measure import needs
+from benchmarks._measure import Missing, needs
 
 
 def on_device(tree):
@@ -160,10 +160,8 @@ def sklearn_epoch(problem, rate, estimator: str, **settings):
 def torch_loop(problem, rule: str, rate, steps, batch_size, device):
     """The training loop of the PyTorch tutorials, data on the device."""
     torch = needs("torch")
-    if device == "gpu" and not torch.cuda.is_available():
-        from benchmarks._measure import Missing
-
-        raise Missing("torch has no GPU here")
+    if device == "tpu" or (device == "gpu" and not torch.cuda.is_available()):
+        raise Missing(f"torch has no {device.upper()} here")
     where = "cuda" if device == "gpu" else "cpu"
     x, y = (torch.from_numpy(np.asarray(a)).to(where) for a in problem.data)
     rows = torch.from_numpy(rows_of(problem, batch_size, steps).astype(np.int64))

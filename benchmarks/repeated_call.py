@@ -24,8 +24,8 @@ def run(options: Options) -> list[dict]:
     changes = count(1)
     compilations = []
     jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: (
-            compilations.append(seconds) if event == _COMPILED else None
+        lambda event, duration_secs, **_: (
+            compilations.append(duration_secs) if event == _COMPILED else None
         )
     )
 

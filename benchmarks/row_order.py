@@ -18,7 +18,7 @@ def run(options: Options) -> list[dict]:
     index = jnp.arange(n, dtype=jnp.int32)
     permute = jax.jit(lambda key: jax.random.permutation(key, n))
     key = jax.random.key(0)
-    generator = np.random.default_rng(0)
+    generator, places = np.random.default_rng(0), np.arange(n, dtype=np.int32)
     return compare(
         "shuffled_rows",
         f"{n:,}",
@@ -26,7 +26,7 @@ def run(options: Options) -> list[dict]:
         lambda: jaxgd.shuffled_rows(key, n, 0, index),
         {
             "jax.random.permutation": lambda: lambda: permute(key),
-            "NumPy": lambda: lambda: generator.permutation(n),
+            "NumPy": lambda: lambda: generator.permutation(places),
         },
         units=n,
         unit="row",

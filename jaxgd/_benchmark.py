@@ -4,6 +4,7 @@ This room owns honest timing for users' own scripts. It compiles the very progra
 ``minimize``, apart from running them, and stands above everything that runs in ``jit``.
 """
 
+import inspect
 import platform
 import time
 from collections.abc import Callable
@@ -21,9 +22,12 @@ from jaxgd._minimize import _go, _parts, _start, _stop_rule, minimize
 from jaxgd._result import Status
 from jaxgd._source import chunk_size
 from jaxgd._spec import Spec
+from jaxgd._stop import gradient_norm
 
 _MEASURABLE = 0.1  # seconds that one length should take, so that a clock can tell
 _MOST_STEPS = 2**24
+_DEFAULTS: dict[str, Any] = dict(minimize.__kwdefaults__ or {})
+_start_fun, _go_fun = inspect.unwrap(_start), inspect.unwrap(_go)  # not compiled
 
 
 @dataclass(frozen=True)
@@ -35,18 +39,18 @@ class Benchmark:
       repeats: how often both were timed, in turn.
       rows: rows of data a step looks at; None without data.
       trace_s: tracing and lowering, from arguments to the program handed to XLA.
-      compile_s: XLA's part.
-      first_run_s: the first run once compiled, of the steps asked for, else of one
-        chunk of the loop.
+      compile_s: XLA's part (next to nothing if the persistent cache has the program).
+      first_run_s: the first run once compiled, of the steps asked for, else of as few
+        as the loop takes at once.
       step_s: the median time of one step, by the slope between the two lengths: what a
         call costs once (launch, transfer, the last full pass) drops out.
       step_spread_s: its lower and upper quartile.
       call_s: what drops out: the median time of ``steps`` steps beyond ``steps *
         step_s``.
       flops: floating point operations of one step, as XLA counts them in the program
-        it is given; None where it does not say.
-      bytes: bytes that one step reads and writes in memory, as XLA counts them in the
-        program it compiled; None where it does not say.
+        it is given; None where it does not say. Loops within the objective count once.
+      bytes: bytes that one step reads and writes in memory, as XLA counts them in a
+        compiled step, the batch unsplit and in place; None where it does not say.
       peak_bytes: arguments, results and temporaries of the compiled run together, as
         the compiler planned them; None where the backend does not say.
       device: the kind of the device. platform: "cpu", "gpu" or "tpu".
@@ -100,8 +104,9 @@ class Benchmark:
         peak_bandwidth)`` (Williams, Waterman and Patterson, 2009); None unless both
         peaks were given and XLA said what a step does.
         """
-        peaks = self.peak_flops, self.peak_bandwidth
-        if self.intensity is None or self.flops_per_s is None or None in peaks:
+        if self.intensity is None or self.flops_per_s is None:
+            return None
+        if self.peak_flops is None or self.peak_bandwidth is None:
             return None
         roof = min(self.peak_flops, self.intensity * self.peak_bandwidth)
         return self.flops_per_s / roof
@@ -158,13 +163,14 @@ def benchmark(
     Args:
       fun, params, data: as for ``minimize``.
       steps: :math:`n`, rounded up to whole chunks of the loop; by default as many as
-        take a tenth of a second.
+        take a tenth of a second, or as the run has before it ends.
       repeats: how often both lengths are timed.
       peak_flops: the device's peak in floating point operations a second, in the
         precision used; with ``peak_bandwidth`` it gives ``of_roofline``.
       peak_bandwidth: the device's peak of memory traffic in bytes a second.
       **like_minimize: all other arguments of ``minimize`` but ``max_steps``,
-        ``epochs`` and ``state``.
+        ``epochs`` and ``state``. ``stop="auto"`` judges batch descent as always, but
+        with a tolerance of 0, so that no step is missing.
 
     Returns:
       A ``Benchmark``; ``print`` it, or take its ``to_dict()``.
@@ -190,7 +196,7 @@ def benchmark(
       model, CACM 52 (2009).
     """
     own = {"max_steps", "epochs", "state"}
-    allowed = set(minimize.__kwdefaults__) - own
+    allowed = set(_DEFAULTS) - own
     for name in like_minimize:
         if name not in allowed:
             fix = "pass steps" if name in own else f"choose among {sorted(allowed)}"
@@ -214,14 +220,15 @@ def benchmark(
             "steps must be given with stop=None, whose program has a fixed length, got "
             "None: pass steps=1000."
         )
-    given = {**minimize.__kwdefaults__, **like_minimize}
+    given = {**_DEFAULTS, **like_minimize}
+    if given["stop"] == "auto" and given["batch_size"] is None:
+        given["stop"] = gradient_norm(atol=0.0)
     programs = _Programs(fun, params, data, given)
     size = programs.chunk
     count = size if steps is None else -(-steps // size) * size
     first = programs.run(count)
     if steps is None:
-        while programs.run(count) < _MEASURABLE and count < _MOST_STEPS:
-            count *= 2
+        count = _enough(programs, count)
     for length in (count, 2 * count):
         programs.run(length)  # a new length of stop=None is compiled here
     short, long = [], []
@@ -257,6 +264,18 @@ def benchmark(
     )
 
 
+def _enough(programs, count: int) -> int:
+    """Steps that fill the clock, or as many as the run takes before it ends."""
+    while count < _MOST_STEPS:
+        try:
+            if programs.run(2 * count) >= 2 * _MEASURABLE:
+                break
+        except ValueError:
+            return max(count // 2, 1)
+        count *= 2
+    return count
+
+
 class _Programs:
     """The two programs of a run, compiled apart from running them."""
 
@@ -285,9 +304,9 @@ class _Programs:
         taken, status = int(outcome.state.step), Status(int(outcome.status))
         if status != Status.MAX_STEPS or taken != steps:
             raise ValueError(
-                f"steps must be steps that the run takes, but it ended {status.name} "
-                f"after {taken} of {steps} steps: pass fewer steps, another start or "
-                "rate, or a stop rule that does not hold."
+                f"benchmark needs a run that takes all its steps, but it ended "
+                f"{status.name} after {taken} of {steps}: pass fewer steps, another "
+                "start or rate, or stop=jaxgd.gradient_norm(atol=0.0)."
             )
         self.device = next(iter(outcome.value.devices()))
         return seconds
@@ -296,10 +315,12 @@ class _Programs:
         spec, _, limit = self._call(steps)
         if spec not in self._compiled:
             begin = time.perf_counter()
-            start_of = _start.trace(spec, self._numbers)
-            state = jax.eval_shape(lambda n: _start(spec, n), self._numbers)
-            go = _go.trace(spec, self._numbers, state, limit)
-            lowered = start_of.lower(), go.lower()
+            # Functions of this call alone: nothing of them has been traced before.
+            start_of = jax.jit(lambda n: _start_fun(spec, n))
+            go = jax.jit(lambda n, s, limit: _go_fun(spec, n, s, limit))
+            first = start_of.trace(self._numbers)
+            state = first.out_info
+            lowered = first.lower(), go.trace(self._numbers, state, limit).lower()
             traced = time.perf_counter()
             compiled = [program.compile() for program in lowered]
             done = time.perf_counter()
@@ -313,8 +334,10 @@ class _Programs:
     def _describe(self, spec: Spec, state, compiled) -> None:
         """Flops and bytes of one step, which no count of the whole loop tells.
 
-        A loop's body is counted once, whatever its length, and with all around it.
+        A loop's body is counted once, whatever its length, and with all around it: so
+        the batch is not split into blocks here.
         """
+        spec = spec._replace(microbatch_size=None, cpu_block=None)
 
         def parts(numbers, state):
             return _parts(spec, numbers, state, _stop_rule(spec, numbers))[0]
@@ -335,10 +358,10 @@ class _Programs:
         self.peak_bytes = None if memory is None else int(_peak(memory))
 
 
-def _counted(program, what) -> float | None:
+def _counted(program: Any, what) -> float | None:
     """A figure of XLA's cost analysis, or None where the backend has none."""
     try:
-        figures = program.cost_analysis()
+        figures: Any = program.cost_analysis()
     except (NotImplementedError, jax.errors.JaxRuntimeError):
         return None
     figures = figures[0] if isinstance(figures, list) and figures else figures

@@ -9,6 +9,7 @@ import inspect
 import math
 import operator
 from functools import lru_cache
+from types import FunctionType
 from typing import Any
 
 import jax
@@ -259,11 +260,9 @@ def _shards(data) -> int:
 
 
 def _call_fits(fun, has_data, extras, with_key) -> None:
-    try:
-        hash(fun)
-    except TypeError:
-        return _signature_fits.__wrapped__(fun, has_data, extras, with_key)
-    return _signature_fits(fun, has_data, extras, with_key)
+    plain = isinstance(fun, FunctionType)  # others may hold arrays, which a cache keeps
+    fits = _signature_fits if plain else _signature_fits.__wrapped__
+    fits(fun, has_data, extras, with_key)
 
 
 @lru_cache(maxsize=64)

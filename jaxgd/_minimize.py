@@ -508,7 +508,7 @@ def _succeeded(status):
 
 def _finished(spec: Spec, outcome: Outcome) -> Result:
     state, run = outcome.state, outcome.state.run
-    traced = _tree.is_traced(outcome.value)  # then all of them are
+    traced = any(_tree.is_traced(x) for x in jax.tree.leaves(outcome))
     if not traced:
         outcome.value.block_until_ready()  # all of them come at once
         run = replace(run, history=_numpy(run.history), checks=_numpy(run.checks))

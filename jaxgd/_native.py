@@ -12,6 +12,7 @@ same; where the attribute means nothing, it is an ordinary call.
 import math
 import os
 from functools import partial
+from typing import Any
 
 import jax
 import jax.custom_batching
@@ -61,7 +62,7 @@ def one_function(fun, *args):
     What a transformation makes of ``fun`` may be beyond the emitter: a product with a
     vector becomes one with a matrix.
     """
-    if not _TESTED or len(jax.devices()) > 1:
+    if not available():
         return fun(*args)
     closed, out = jax.make_jaxpr(fun, return_shape=True)(*args)
     leaves, treedef = jax.tree.leaves(args), jax.tree.structure(out)
@@ -77,8 +78,9 @@ def one_function(fun, *args):
             # tuple. So all inputs are handed back, which copies nothing large.
             return [*plain(consts, args), *consts, *args]
 
+        call: Any = xla_metadata_call
         mark = {"inlineable": "false", "xla_cpu_small_call": "true"}
-        results = xla_metadata_call(with_inputs, **mark)(consts, args)
+        results = call(with_inputs, **mark)(consts, args)
         return results[: treedef.num_leaves]
 
     @marked.def_vmap
@@ -92,6 +94,11 @@ def one_function(fun, *args):
     possible = can_be_one_function(closed.jaxpr)
     results = (run if possible else plain)(closed.consts, leaves)
     return jax.tree.unflatten(treedef, results)
+
+
+def available() -> bool:
+    """Whether this process has a place for it: one CPU, a jaxlib that was tested."""
+    return _TESTED and jax.default_backend() == "cpu" and len(jax.devices()) == 1
 
 
 def can_be_one_function(jaxpr) -> bool:

@@ -9,6 +9,7 @@ streaming and sharding are all arithmetic on a position.
 import math
 import operator
 from functools import lru_cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from jaxgd import _tree
 # rounds), so the Fisher-Yates shuffle is evaluated point by point instead.
 _FISHER_YATES = 24
 _ROUNDS = 8
+_CONFIG: Any = jax.config
 _MAX_ROWS = 2**31 - 1
 
 
@@ -184,11 +186,13 @@ def as_key(key) -> jax.Array:
     seed = _seed(key)
     if _tree.is_traced(seed):
         return jax.random.key(seed)
-    return _key_of_seed(seed, jax.config.jax_default_prng_impl)
+    where = jax.sharding.get_abstract_mesh(), _CONFIG.jax_default_device
+    return _key_of_seed(seed, _CONFIG.jax_default_prng_impl, where)
 
 
 @lru_cache(maxsize=64)
-def _key_of_seed(seed, impl) -> jax.Array:
+def _key_of_seed(seed, impl, where) -> jax.Array:
+    del where  # an array belongs to the mesh or device it was made under
     with jax.ensure_compile_time_eval():  # or it would belong to the trace around it
         return jax.random.key(seed, impl=impl)
 

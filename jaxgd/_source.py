@@ -8,11 +8,13 @@ rows live.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxgd._gradient import Batch, count_rows, even_block
 from jaxgd._native import on_cpu
@@ -87,7 +89,9 @@ def resident(data, key, *, batch_size, strata, size, with_key, within=False) -> 
     def inputs(step, closing):
         rows = order(key, step) if within else on_cpu(order, key, step)
         if within:
-            rows = _touched(data, rows)
+            rows = lax.platform_dependent(
+                rows, cpu=partial(_touched, data), default=lambda rows: rows
+            )
         return Batch(take(rows) if ahead else rows, keys(step, closing))
 
     ahead = size * batch_size * _row_bytes(data) <= _AHEAD_BYTES

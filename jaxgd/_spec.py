@@ -16,11 +16,13 @@ import numpy as np
 from jaxgd import _tree
 from jaxgd._gradient import make_objective
 from jaxgd._loop import Check
-from jaxgd._native import can_be_one_function
+from jaxgd._native import available, can_be_one_function
 from jaxgd._rules import call_factory, describe
 from jaxgd._source import SMALL_WORK, bytes_computed, cache_block
 from jaxgd._stop import StopRule
 from jaxgd._tree import Split
+
+_CONFIG: Any = jax.config
 
 
 class Spec(NamedTuple):
@@ -79,11 +81,20 @@ def weighed(spec: Spec, numbers: Numbers) -> Spec:
     shapes = tuple((np.shape(x), x.dtype) for x in leaves)
     traced = any(_tree.is_traced(x) for x in leaves)
     trace = _work.__wrapped__ if traced else _work
-    wide = jax.config.jax_enable_x64
+    wide = _CONFIG.jax_enable_x64
     work, small, block = trace(
         spec._replace(exactly=None, lanes=False), shapes, treedef, wide
     )
-    return spec._replace(work=work, small=small and not spec.lanes, cpu_block=block)
+    if block is not None:
+        key = spec, shapes, treedef, wide
+        alone = (
+            not traced and jax.default_backend() == "cpu" and len(jax.devices()) == 1
+        )
+        if key not in _SPLITTABLE and alone:
+            _SPLITTABLE[key] = _is_mean_over_rows(spec, numbers)
+        block = block if _SPLITTABLE.get(key) and alone else None
+    small = small and not spec.lanes and available()
+    return spec._replace(work=work, small=small, cpu_block=block)
 
 
 @lru_cache(maxsize=256)
@@ -125,47 +136,62 @@ def _work(spec: Spec, shapes, treedef, wide) -> tuple:
     block = None
     if spec.batch_size is None and spec.n is not None and spec.microbatch_size is None:
         block = cache_block(numbers.data, work)
-    if block is not None and not _is_mean_over_rows(spec, numbers):
-        block = None
-    return work, small, block
+    plain = not (spec.has_aux or spec.with_key or jaxpr.effects)
+    exact = not any(jnp.finfo(d).bits < 32 for d in _float_dtypes(jaxpr))
+    return work, small, block if plain and exact else None
+
+
+def _float_dtypes(jaxpr) -> set:
+    dtypes = {v.aval.dtype for v in jaxpr.jaxpr.outvars}
+    return {d for d in dtypes if jnp.issubdtype(d, jnp.floating)}
+
+
+# What was found of objectives that were tried: the first rows decide for all calls of
+# one program, which must not depend on later ones.
+_SPLITTABLE: dict = {}
 
 
 def _is_mean_over_rows(spec: Spec, numbers: Numbers) -> bool:
-    """Whether blocks of rows may be averaged, tried on made-up numbers.
+    """Whether blocks of rows may be averaged, tried on a few rows of the user's.
 
-    A user may pass what is no mean to batch descent (a sum, a median, an objective that
-    couples rows): such a one is never split unless microbatch_size says so.
+    A user may pass what is no mean to batch descent: a sum, a median, an objective that
+    couples rows. It is split only if, for two sets of rows, value and gradient of both
+    together are the means of those of each, to a small part of what they differ by.
     """
-    if spec.has_aux or spec.with_key or len(jax.devices()) > 1:
-        return False
     rng = np.random.default_rng(0)
+    n = spec.n
+    places = np.linspace(0, n - 1, 32).astype(int)
+    rows = jax.tree.map(lambda x: np.asarray(x[places]), numbers.data)
+    fun = jax.jit(objective_of(spec, numbers).value_and_grad)
 
-    def made_up(x, rows=None):
-        shape = x.shape if rows is None else (rows, *x.shape[1:])
-        if jnp.issubdtype(x.dtype, jnp.inexact):
-            return jnp.asarray(rng.uniform(0.1, 1.0, shape), x.dtype)
-        return jnp.asarray(rng.integers(0, 2, shape), x.dtype)
+    def near(x):
+        noise = rng.normal(size=np.shape(x)) * (0.1 + 0.1 * np.abs(x))
+        return np.asarray(x + noise, x.dtype)
 
-    try:
-        with jax.ensure_compile_time_eval():
-            rest = numbers._replace(data=None, key=None)
-            rest = jax.tree.map(made_up, rest)
-            rows = jax.tree.map(lambda x: made_up(x, 16), numbers.data)
-            value = jax.jit(
-                lambda rest, rows: spec.fun.join(rest.fun)(
-                    rest.params, rows, *rest.args
-                )
-            )
-            whole = value(rest, rows)
-            parts = [
-                value(rest, jax.tree.map(lambda x, at=at: x[at : at + 8], rows))
-                for at in (0, 8)
-            ]
-            error = abs(float(whole) - float(sum(parts)) / 2)
-            tolerance = 64 * float(jnp.finfo(whole.dtype).eps)
-            return error <= tolerance * float(sum(map(abs, parts)))
-    except Exception:  # whatever the user's function does not like about them
-        return False
+    def of(params, rows):
+        (value, _), grad = fun(params, rows, None)
+        return [
+            np.atleast_1d(value),
+            np.concatenate([np.ravel(g) for g in _flat(grad)]),
+        ]
+
+    for params in (numbers.params, jax.tree.map(near, numbers.params)):
+        first, second, both = (
+            of(params, jax.tree.map(lambda x, part=part: x[part], rows))
+            for part in (slice(0, None, 2), slice(1, None, 2), slice(None))
+        )
+        for a, b, c in zip(first, second, both, strict=True):
+            apart, size = np.linalg.norm(a - b), np.linalg.norm(a) + np.linalg.norm(b)
+            off = np.linalg.norm(c - (a + b) / 2)
+            if not off <= 1e-2 * apart + 1e-5 * size:
+                return False
+        if not apart > 1e-3 * size:  # of the gradients: no row is to be seen in them
+            return False
+    return True
+
+
+def _flat(tree) -> list:
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
 
 
 def _objective_fits(out, has_aux) -> None:

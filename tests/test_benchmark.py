@@ -154,6 +154,36 @@ def test_errors(change, error, words, data):
         jaxgd.benchmark(half_mean_square, np.zeros(D, np.float32), data, **how)
 
 
+def test_blocks_are_counted_in_full(clock, data):
+    how = {"learning_rate": 1e-3, "steps": 2, "repeats": 1}
+    whole, split = (
+        jaxgd.benchmark(
+            half_mean_square, np.zeros(D, np.float32), data, microbatch_size=size, **how
+        )
+        for size in (None, 60)
+    )
+    assert whole.flops == split.flops
+    assert whole.bytes == split.bytes
+
+
+def test_every_call_traces_and_compiles_for_itself(clock, data):
+    """Or the second of two alike would seem to compile in no time."""
+    how = {"learning_rate": 1e-3, "steps": 2, "repeats": 1}
+    first, second = (
+        jaxgd.benchmark(half_mean_square, np.zeros(D, np.float32), data, **how)
+        for _ in range(2)
+    )
+    assert second.compile_s > first.compile_s / 10
+
+
+def test_auto_leaves_no_step_out(data):
+    """A run that converges at once is timed on, or as far as it goes."""
+    found = jaxgd.benchmark(
+        half_mean_square, np.zeros(D, np.float32), data, learning_rate=0.1, repeats=2
+    )
+    assert found.step_s > 0
+
+
 def test_not_inside_jit(data):
     def timed(theta):
         jaxgd.benchmark(half_mean_square, theta, data, learning_rate=1e-3)
