@@ -12,17 +12,22 @@ def picture(rows: list[dict], folder: Path) -> Path:
 
     rows = [row for row in rows if row.get("ratio")]
     fig, ax = plt.subplots(figsize=(9, 1.2 + 0.24 * len(rows)))
-    labels = [f"{row['name']} ({row['size']})  vs  {row['peer']}" for row in rows]
+    labels = []
+    for row in rows:
+        where = "" if row["device"] == rows[0]["device"] else f", {row['device']}"
+        labels.append(f"{row['name']} ({row['size']}{where})  vs  {row['peer']}")
     for place, row in enumerate(rows):
         color = "tab:blue" if row["ratio"] >= 1 else "tab:red"
         ax.plot([1, row["ratio"]], [place, place], color=color, lw=3, alpha=0.5)
         ax.plot(row["spread"], [place, place], color=color, lw=1)
         ax.plot(row["ratio"], place, "o", color=color, ms=5)
+        left = row["ratio"] < 1
         ax.annotate(
-            f"{row['ratio']:.2g}",
-            (row["ratio"], place),
-            xytext=(7, 0),
+            f"{row['ratio']:.0f}" if row["ratio"] >= 100 else f"{row['ratio']:.2g}",
+            (min(row["spread"]) if left else max(row["spread"]), place),
+            xytext=(-6 if left else 6, 0),
             textcoords="offset points",
+            ha="right" if left else "left",
             va="center",
             fontsize=8,
         )

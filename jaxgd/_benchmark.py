@@ -270,10 +270,20 @@ def _enough(programs, count: int) -> int:
         try:
             if programs.run(2 * count) >= 2 * _MEASURABLE:
                 break
-        except ValueError:
+        except _EndedError as ended:
+            if ended.status == Status.DIVERGED:
+                raise
             return max(count // 2, 1)
         count *= 2
     return count
+
+
+class _EndedError(ValueError):
+    """A run ended before its last step."""
+
+    def __init__(self, status: Status, message: str):
+        super().__init__(message)
+        self.status = status
 
 
 class _Programs:
@@ -303,10 +313,11 @@ class _Programs:
         seconds = time.perf_counter() - begin
         taken, status = int(outcome.state.step), Status(int(outcome.status))
         if status != Status.MAX_STEPS or taken != steps:
-            raise ValueError(
+            raise _EndedError(
+                status,
                 f"benchmark needs a run that takes all its steps, but it ended "
                 f"{status.name} after {taken} of {steps}: pass fewer steps, another "
-                "start or rate, or stop=jaxgd.gradient_norm(atol=0.0)."
+                "start or rate, or stop=jaxgd.gradient_norm(atol=0.0).",
             )
         self.device = next(iter(outcome.value.devices()))
         return seconds
