@@ -16,7 +16,7 @@ import numpy as np
 from jaxgd import _tree
 from jaxgd._gradient import make_objective
 from jaxgd._loop import Check
-from jaxgd._native import available, can_be_one_function
+from jaxgd._native import available, can_be_one_function, one_cpu
 from jaxgd._rules import call_factory, describe
 from jaxgd._source import SMALL_WORK, bytes_computed, cache_block
 from jaxgd._stop import StopRule
@@ -86,13 +86,10 @@ def weighed(spec: Spec, numbers: Numbers) -> Spec:
         spec._replace(exactly=None, lanes=False), shapes, treedef, wide
     )
     if block is not None:
-        key = spec, shapes, treedef, wide
-        alone = (
-            not traced and jax.default_backend() == "cpu" and len(jax.devices()) == 1
+        told = (
+            not traced and one_cpu() and _splits(spec, numbers, shapes, treedef, wide)
         )
-        if key not in _SPLITTABLE and alone:
-            _SPLITTABLE[key] = _is_mean_over_rows(spec, numbers)
-        block = block if _SPLITTABLE.get(key) and alone else None
+        block = block if told else None
     small = small and not spec.lanes and available()
     return spec._replace(work=work, small=small, cpu_block=block)
 
@@ -148,7 +145,19 @@ def _float_dtypes(jaxpr) -> set:
 
 # What was found of objectives that were tried: the first rows decide for all calls of
 # one program, which must not depend on later ones.
-_SPLITTABLE: dict = {}
+_TRIED: dict = {}
+
+
+def _splits(spec: Spec, numbers: Numbers, *rest) -> bool:
+    key = (spec, *rest)
+    if key not in _TRIED:
+        if len(_TRIED) >= 256:  # it keeps objectives alive
+            _TRIED.clear()
+        try:
+            _TRIED[key] = _is_mean_over_rows(spec, numbers)
+        except Exception:  # an objective that takes no other number of rows
+            _TRIED[key] = False
+    return _TRIED[key]
 
 
 def _is_mean_over_rows(spec: Spec, numbers: Numbers) -> bool:
@@ -172,7 +181,7 @@ def _is_mean_over_rows(spec: Spec, numbers: Numbers) -> bool:
         (value, _), grad = fun(params, rows, None)
         return [
             np.atleast_1d(value),
-            np.concatenate([np.ravel(g) for g in _flat(grad)]),
+            np.concatenate([np.ravel(g) for g in jax.tree.leaves(grad)]),
         ]
 
     for params in (numbers.params, jax.tree.map(near, numbers.params)):
@@ -188,10 +197,6 @@ def _is_mean_over_rows(spec: Spec, numbers: Numbers) -> bool:
         if not apart > 1e-3 * size:  # of the gradients: no row is to be seen in them
             return False
     return True
-
-
-def _flat(tree) -> list:
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
 
 
 def _objective_fits(out, has_aux) -> None:

@@ -20,6 +20,7 @@ X = RNG.normal(size=(N, D)).astype(np.float32)
 Y = np.sign(X @ RNG.normal(size=D)).astype(np.float32)
 G = RNG.integers(0, 20, N).astype(np.int32)
 START = np.zeros(D, np.float32)
+WEIGHTS = RNG.uniform(size=N).astype(np.float32)
 
 
 def squares(w, batch):
@@ -78,6 +79,11 @@ def in_half_precision(w, batch):
     return length(w, batch).astype(jnp.bfloat16)
 
 
+def of_all_rows_only(w, batch):
+    x, y, _ = batch
+    return jnp.mean(WEIGHTS * (x @ w - y) ** 2)
+
+
 def printing(w, batch):
     jax.debug.print("{}", w[0])
     return squares(w, batch)
@@ -93,6 +99,7 @@ OTHERS = [
     normalized,
     length,
     in_half_precision,
+    of_all_rows_only,
     printing,
 ]
 
