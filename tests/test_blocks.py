@@ -11,7 +11,7 @@ from jax.sharding import AxisType
 from jax.tree_util import Partial
 
 import jaxgd
-from jaxgd import _spec
+from jaxgd import _source, _spec
 from jaxgd._check import check_all
 
 N, D = 30_000, 100
@@ -200,3 +200,17 @@ def test_vmap_of_an_exact_run_without_final_evaluation():
     starts = RNG.normal(size=(2, 3)).astype(np.float32)
     for lane, start in zip(jax.vmap(fit)(starts), starts, strict=True):
         np.testing.assert_allclose(lane, fit(start), rtol=1e-5)
+
+
+def test_a_look_at_rows_leaves_them_as_they_are():
+    """Looks are for data beyond a cache; nothing in it may change which rows come."""
+    x = X.copy()
+    x[::3], x[1::7], x[2::5, 16] = np.nan, np.inf, -np.inf
+    data = x, Y, G
+    assert x.nbytes > _source._IN_CACHE
+    rows = jnp.asarray(RNG.integers(0, N, (50, 4)), jnp.int32)
+    looked = jax.jit(_source._touched)(data, rows)
+    np.testing.assert_array_equal(looked, rows)
+    assert "gather" in str(jax.make_jaxpr(_source._touched)(data, rows))
+    few = x[:100], Y[:100], G[:100]
+    assert "gather" not in str(jax.make_jaxpr(_source._touched)(few, rows))
