@@ -8,9 +8,9 @@ Data sets are scikit-learn's own, read without a network.
 from functools import cache
 
 import numpy as np
-from jaxgd import problems
 
 from benchmarks._measure import needs
+from jaxgd import problems
 
 NAMES = (
     "digits",
