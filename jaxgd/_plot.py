@@ -20,7 +20,7 @@ def plot_result(result, ax=None):
       The axes of the objective; the gradient norm has a twin axis on the right.
     """
     ax = _new_axes() if ax is None else ax
-    n, batch_size, _ = result.setting
+    n, batch_size = result.setting[:2]
     history, checks = result.history, result.checks
     end, value = int(result.steps), float(result.value)
     noise = []
