@@ -14,6 +14,7 @@ imported when a picture is asked for, and ``problems`` stands alone.
 from jaxgd import problems as problems
 from jaxgd._benchmark import Benchmark as Benchmark
 from jaxgd._benchmark import benchmark as benchmark
+from jaxgd._diagnosis import Diagnosis as Diagnosis
 from jaxgd._history import History as History
 from jaxgd._loop import Check as Check
 from jaxgd._minimize import minimize as minimize
@@ -22,6 +23,7 @@ from jaxgd._result import Result as Result
 from jaxgd._result import Status as Status
 from jaxgd._rows import batch_rows as batch_rows
 from jaxgd._rows import shuffled_rows as shuffled_rows
+from jaxgd._spectral import barzilai_borwein as barzilai_borwein
 from jaxgd._step import Info as Info
 from jaxgd._step import State as State
 from jaxgd._step import init_state as init_state
