@@ -289,7 +289,9 @@ def _rows(result: Result, steps, limit):
             f"{seen}: {epochs:.4g} epoch{'' if epochs == 1 else 's'} of {setting.n}",
         )
     yield "evaluations", str(int(result.evaluations))
-    yield "diagnosis", str(result.diagnosis)
+    found = result.diagnosis
+    if found.verdict != "unknown":
+        yield "diagnosis", str(found)
 
 
 def _verdict(criterion: Criterion) -> str:
