@@ -22,6 +22,7 @@ from jaxgd._result import Result as Result
 from jaxgd._result import Status as Status
 from jaxgd._rows import batch_rows as batch_rows
 from jaxgd._rows import shuffled_rows as shuffled_rows
+from jaxgd._sharpness import sharpness as sharpness
 from jaxgd._step import Info as Info
 from jaxgd._step import State as State
 from jaxgd._step import init_state as init_state
