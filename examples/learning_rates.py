@@ -44,11 +44,11 @@ def main(output="learning_rates.png", max_steps=300):
             name if name not in SHARES else f"{SHARES[name]} of the limit: {verdict}"
         )
         ax.semilogy(np.maximum(excess, 1e-5), label=label, lw=1.8)
-    ax.set_ylim(3e-4, 3e4)
+    ax.set_ylim(3e-4, 3e6)
     ax.set_xlabel("steps")
     ax.set_ylabel("objective above its minimum")
     ax.set_title(f"One problem, five runs (stable below {2 / sharpness:.3g})")
-    ax.legend(loc="lower left", framealpha=0.9)
+    ax.legend(loc="upper right", framealpha=0.9)
     ax.figure.savefig(output, dpi=120)
     plt.close(ax.figure)
     print(f"wrote {output}")

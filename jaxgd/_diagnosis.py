@@ -82,13 +82,13 @@ def measured(xp, value, grad_norm, update_norm, slope, next_value, next_norm, pl
     down = xp.where((slope < 0) & xp.isfinite(slope), -slope, xp.nan)
     bold = 2 * (1 - (value - next_value) / down)
     error = 4 * eps * xp.maximum(abs(value), abs(next_value)) / down
-    told = error <= xp.maximum(0.02, 0.1 * abs(bold))
+    told = error <= xp.maximum(0.02, 0.03 * abs(bold))
     error = xp.where(told, error, xp.nan)
     bold = xp.where(told, bold, xp.nan)
     if plain:
         shrinks = next_norm / grad_norm
         other = (1 - shrinks) * (1 + shrinks) / 2
-        better = (abs(other) <= 0.1) & ~(error <= 0.1 * bold)
+        better = (down > 0) & (abs(other) <= 0.1) & ~(error <= 0.1 * bold)
         bold = xp.where(better, xp.maximum(other, 0), bold)
         error = xp.where(better, 2 * eps, error)
     finite = xp.isfinite(bold)
@@ -197,7 +197,7 @@ def _plain_words(result, verdict, bold, stable) -> str:
             "the steps are so short that the objective hardly feels any curvature."
         )
     times = f"{bold / 2:.3g} times the stable limit {_n(stable)}"
-    times += f" (2 / curvature, {_n(2 / stable)})"
+    times += f" (2 over the curvature {_n(2 / stable)})"
     if verdict == "too small":
         faster = f"up to {_n(1 / bold)} times faster"
         return f"The rate is {times}: {_n(stable / 2)} would be {faster}."
