@@ -16,6 +16,7 @@ NAMES = (
     "repeated_call",
     "own_timing",
     "ahead_of_time",
+    "parameter_free",
 )
 
 
