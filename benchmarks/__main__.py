@@ -17,6 +17,7 @@ NAMES = (
     "own_timing",
     "rate_search",
     "ahead_of_time",
+    "parameter_free",
 )
 
 

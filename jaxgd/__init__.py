@@ -9,8 +9,9 @@ race of rates), ``_sharpness`` (the largest curvature), ``_minimize``
 (the front door), ``_step`` (the scan body), ``_check`` and ``_spec`` (arguments, and
 what a program is keyed by), ``_source`` and ``_rows`` (which rows), ``_stop`` (when to
 stop), ``_loop`` (the order of events), ``_native`` (small loops on a CPU), ``_rules``
-(reading optax), ``_spectral`` (steps without a rate), ``_gradient``, ``_diagnosis``
-(what was wrong with a rate), ``_result``, ``_history``, ``_tree``. ``_plot`` is
+(reading optax), ``_spectral`` and ``_parameter_free`` (steps without a rate),
+``_gradient``, ``_diagnosis`` (what was wrong with a rate), ``_result``, ``_history``,
+``_tree``. ``_plot`` is
 imported when a picture is asked for, and ``problems`` stands alone.
 """
 
@@ -21,6 +22,8 @@ from jaxgd._diagnosis import Diagnosis as Diagnosis
 from jaxgd._history import History as History
 from jaxgd._loop import Check as Check
 from jaxgd._minimize import minimize as minimize
+from jaxgd._parameter_free import ParabolicRMSState as ParabolicRMSState
+from jaxgd._parameter_free import parabolic_rms as parabolic_rms
 from jaxgd._result import Criterion as Criterion
 from jaxgd._result import Result as Result
 from jaxgd._result import Status as Status

@@ -15,6 +15,7 @@ import optax
 from optax import contrib
 
 from jaxgd import _tree
+from jaxgd._parameter_free import ParabolicRMSState
 from jaxgd._spectral import BarzilaiBorweinState
 
 _SEARCHES = (
@@ -161,16 +162,22 @@ def _last_state(opt_state):
 
 
 def evaluation_params(opt_state, params) -> Any:
-    """The parameters a rule is judged at: ``params``, but for schedule-free rules."""
-    averaged = find_state(opt_state, contrib.ScheduleFreeState)
-    if averaged is None:
+    """The parameters a rule is judged at: ``params``, but for rules that average."""
+    state = _averaging_state(opt_state)
+    if state is None:
         return params
-    return contrib.schedule_free_eval_params(averaged, params)
+    if isinstance(state, ParabolicRMSState):
+        return _tree.cast_like(state.average, params)
+    return contrib.schedule_free_eval_params(state, params)
 
 
 def has_evaluation_params(opt_state) -> bool:
     """Whether a rule is judged at parameters of its own."""
-    return find_state(opt_state, contrib.ScheduleFreeState) is not None
+    return _averaging_state(opt_state) is not None
+
+
+def _averaging_state(opt_state):
+    return find_state(opt_state, (contrib.ScheduleFreeState, ParabolicRMSState))
 
 
 def counts_by_itself(opt_state) -> bool:
@@ -179,7 +186,7 @@ def counts_by_itself(opt_state) -> bool:
 
 
 def find_state(opt_state, kind) -> Any:
-    """The first state of class ``kind`` within ``opt_state``, or None."""
+    """The first state of class ``kind`` (or a tuple of them), or None."""
     leaves = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, kind))
     return next((leaf for leaf in leaves if isinstance(leaf, kind)), None)
 
