@@ -15,6 +15,7 @@ NAMES = (
     "first_result",
     "repeated_call",
     "own_timing",
+    "rate_search",
     "ahead_of_time",
 )
 

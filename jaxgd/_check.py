@@ -23,6 +23,7 @@ from jaxgd._result import Status
 from jaxgd._rows import as_key
 from jaxgd._rules import check_factory, describe, is_rule
 from jaxgd._spec import Numbers, Spec, dtype_of, is_real, parts_of, short, weighed
+from jaxgd._spectral import barzilai_borwein
 from jaxgd._stop import StopRule, auto_rule
 
 _LAST_STEP = 2**31 - 1
@@ -65,6 +66,8 @@ def check_all(
     if state is not None:
         key = _key_of(state, key)
     _call_fits(fun, n is not None, len(args), with_key)
+    if learning_rate is None and optimizer is None and not hyperparams:
+        optimizer = _default_rule(batch_size)
     _update_rule(learning_rate, optimizer, hyperparams)
     exactly, limit = _limit(max_steps, epochs, n, batch_size, stop)
     rule = _stop(stop, params, batch_size)
@@ -305,6 +308,10 @@ def _key_of(state, key):
             "pass result[i].state, or vmap over it."
         )
     return state.run.key
+
+
+def _default_rule(batch_size):
+    return barzilai_borwein if batch_size is None else None
 
 
 def _update_rule(learning_rate, optimizer, hyperparams) -> None:

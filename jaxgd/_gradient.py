@@ -26,6 +26,27 @@ class Objective(NamedTuple):
     value: Callable[[Any, Any, Any], jax.Array]
     value_and_grad: Callable[[Any, Any, Any], tuple[tuple[jax.Array, Any], Any]]
 
+    def value_fn(self, batch, key) -> Callable[[Any], jax.Array]:
+        """The value as a function of the parameters, as line searches want it.
+
+        Its derivative is that of ``value_and_grad``: taken block by block, where
+        differentiating a sum over blocks would remember the inside of all of them.
+        """
+
+        @jax.custom_jvp
+        def value(params):
+            return self.value(params, batch, key)
+
+        @value.defjvp
+        def _(params, tangents):
+            (value, _), grad = self.value_and_grad(*params, batch, key)
+            slopes = jax.tree.map(
+                lambda g, t: jnp.sum((g.conj() * t).real), grad, *tangents
+            )
+            return value, sum(jax.tree.leaves(slopes)).astype(value.dtype)
+
+        return value
+
 
 def make_objective(
     fun, args=(), *, has_aux=False, block=None, cpu_block=None

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxgd import _tree
+from jaxgd._diagnosis import extend_met
 from jaxgd._history import Record, extend
 from jaxgd._native import on_cpu, one_function
 from jaxgd._result import Status
@@ -80,6 +81,7 @@ class Run:
     watch: Any  # memory of the stop rule, () without one
     rule: Any  # identity of that rule: (fingerprint, its numbers)
     arrived: Any  # of the step that led here: norm of its update, whether it moved
+    met: Any  # Met: the curvature along the steps; () with mini-batches
     status: Any  # int32: what the rule said at step `checked`
     checked: Any  # int32: step of the last full check, -1 before the first
     seen: Any  # Check: what that check saw
@@ -95,6 +97,7 @@ class Parts(NamedTuple):
     inputs: Callable  # (step, closing) -> inputs of the next `size` steps
     size: int  # steps in a chunk
     rate: Any  # steps -> learning rates; None: Info tells
+    plain: bool  # whether the update is the rate times the gradient
     judge: Any  # (watch, check, moved) -> (watch, code), or None
     judge_at_limit: bool  # whether the look at the last iterate is a check
     full: Any  # State -> Full; None: every step is a full pass
@@ -480,8 +483,26 @@ def _remember(parts: Parts, state, infos, count, watch=()) -> Run:
         evaluations=run.evaluations + taken,
         watch=watch if parts.judge is not None else run.watch,
         arrived=arrived,
+        met=_meet(parts, state, infos, count),
         history=history,
     )
+
+
+def _meet(parts: Parts, state, infos, count):
+    """The curvature met so far, after ``count`` steps of a chunk."""
+    met = state.run.met
+    if not met:
+        return met
+    steps = state.step + _range(infos.value.shape[0])
+    norm = infos.grad_norm
+    nan = jnp.full_like(norm, jnp.nan)
+    length = nan if infos.update_norm is None else infos.update_norm
+    slope = nan if infos.slope is None else infos.slope
+    if parts.plain:
+        length = _rates(parts, steps, None).astype(norm.dtype) * norm
+        slope = -length * norm
+    seen = lax.stop_gradient((infos.value, norm, length, slope))
+    return extend_met(met, *seen, count, parts.plain)
 
 
 def _rates(parts: Parts, steps, told):

@@ -17,6 +17,7 @@ import optax
 
 from jaxgd import _tree
 from jaxgd._check import check_all
+from jaxgd._diagnosis import nothing_met
 from jaxgd._gradient import even_block
 from jaxgd._history import empty_record, history_of
 from jaxgd._loop import End, Full, Parts, Run, run_exactly, run_to, unseen
@@ -28,8 +29,10 @@ from jaxgd._rules import (
     default_rate,
     evaluation_params,
     has_evaluation_params,
+    known_point,
     reports_rate,
     require_rule,
+    with_known_point,
 )
 from jaxgd._source import chunk_size, pass_block, pass_key, resident
 from jaxgd._spec import Numbers, Spec, objective_of
@@ -200,6 +203,7 @@ def _start(spec: Spec, numbers: Numbers) -> State:
         arrived=(jnp.asarray(jnp.nan, dtype), jnp.bool_(True))
         if "moved" in needs
         else (),
+        met=nothing_met(dtype) if _same_objective(spec) else (),
         status=jnp.int32(Status.RUNNING),
         checked=jnp.int32(-1),
         seen=unseen(params),
@@ -217,6 +221,8 @@ def _go(spec: Spec, numbers: Numbers, state: State, limit) -> Outcome:
     rule = _stop_rule(spec, numbers)
     state = replace(state, run=_same_rule_or_fresh(state, rule, numbers))
     parts, full = _parts(spec, numbers, state, rule)
+    if _reuses(spec, state):
+        state = replace(state, opt_state=_seen_again(spec, numbers, state))
     # Saturating, so that "as many as an int holds" means just that.
     limit = state.step + jnp.minimum(limit, 2**31 - 1 - state.step)
     if spec.exactly is not None:
@@ -267,15 +273,18 @@ def _parts(spec: Spec, numbers: Numbers, state: State, rule):
             wanted.add("learning_rate")
     if spec.has_aux and spec.batch_size is None:
         wanted.add("aux")
-    if _searches(state.opt_state):
+    plain, searches = spec.optimizer is None, _searches(state.opt_state)
+    if searches:
         wanted.add("evaluations")
-    plain = spec.optimizer is None
+    if _same_objective(spec) and "update_norm" in wanted and not plain | searches:
+        wanted.add("slope")
     step = descent_step(
         objective,
         optimizer,
         frozenset(wanted),
         size_of_update=partial(_size_of_plain_update, rate) if plain else None,
         idle=partial(_rate_is_zero, rate) if scheduled and rate else None,
+        reuse=_reuses(spec, state),
     )
     size = chunk_size(numbers.data, spec.batch_size, spec.work)
     source = resident(
@@ -294,6 +303,7 @@ def _parts(spec: Spec, numbers: Numbers, state: State, rule):
         inputs=once(source.inputs),
         size=size,
         rate=rate,
+        plain=plain,
         judge=None if rule is None else make_judge(rule, params),
         judge_at_limit=not spec.with_key,
         full=None if spec.batch_size is None else full,
@@ -303,6 +313,38 @@ def _parts(spec: Spec, numbers: Numbers, state: State, rule):
         small=spec.small,
     )
     return parts, full
+
+
+def _reuses(spec: Spec, state: State) -> bool:
+    """Whether a step finds value and gradient where the one before it left them."""
+    known = known_point(state.opt_state) is not None
+    return known and _same_objective(spec) and not spec.has_aux
+
+
+def _same_objective(spec: Spec) -> bool:
+    """Whether every step sees the same function."""
+    return spec.batch_size is None and not spec.with_key
+
+
+def _seen_again(spec: Spec, numbers: Numbers, state: State):
+    """The rule's state with value and gradient of this call's objective in it.
+
+    A run that goes on finds its own there, to the bit. But the objective of this call
+    may be another (other data, other ``args``): it is evaluated once, and what differs
+    from it by more than rounding is replaced.
+    """
+    objective = objective_of(spec, numbers, spec.microbatch_size)
+    (value, _), grad = objective.value_and_grad(state.params, numbers.data, None)
+    known = known_point(state.opt_state)
+    dtype = _tree.real_dtype(state.params)
+    eps = 64 * jnp.finfo(value.dtype).eps
+    near = jnp.abs(value - known[0]) <= eps * jnp.abs(value)
+    apart = _tree.norm(_tree.subtract(grad, known[1]), dtype)
+    most = jnp.fmax(_tree.norm(grad, dtype), state.run.met.steepest)
+    same = near & (apart <= eps * most)
+    return _tree.select(
+        same, state.opt_state, with_known_point(state.opt_state, value, grad)
+    )
 
 
 def _size_of_plain_update(rate, step, grad_norm):
@@ -525,9 +567,17 @@ def _finished(spec: Spec, outcome: Outcome) -> Result:
         state=state,
         limit=outcome.limit,
         criteria=outcome.criteria,
-        setting=Setting(spec.n, spec.batch_size, spec.stop is not None),
+        setting=Setting(
+            spec.n, spec.batch_size, spec.stop is not None, _kind(spec, state)
+        ),
     )
     return result if traced else on_host(result)
+
+
+def _kind(spec: Spec, state: State) -> str:
+    if spec.optimizer is None:
+        return "plain"
+    return "search" if _searches(state.opt_state) else "other"
 
 
 def _numpy(record):

@@ -6,14 +6,17 @@ printed is made of that data on the host.
 """
 
 import enum
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jaxgd import _tree
 from jaxgd._history import History, trimmed
+
+if TYPE_CHECKING:
+    from jaxgd._diagnosis import Diagnosis
 
 
 class Status(enum.IntEnum):
@@ -28,6 +31,13 @@ class Status(enum.IntEnum):
     STALLED = 6
     DIVERGED = 7
     NON_FINITE = 8
+
+    @property
+    def diagnosis(self) -> "Diagnosis":
+        """Whether the rate was too small, good or too large, with a number."""
+        from jaxgd._diagnosis import diagnose
+
+        return diagnose(self._one("diagnosis"))
 
     @property
     def message(self) -> str:
@@ -77,6 +87,7 @@ class Setting(NamedTuple):
     n: int | None
     batch_size: int | None
     stop: bool  # whether there was a stop rule
+    rule: str  # "plain" descent, one with a line "search", or an "other"
 
 
 @jax.tree_util.register_dataclass
@@ -132,6 +143,13 @@ class Result:
         return int(np.sum(np.asarray(self.steps, np.int64))) * rows
 
     @property
+    def diagnosis(self) -> "Diagnosis":
+        """Whether the rate was too small, good or too large, with a number."""
+        from jaxgd._diagnosis import diagnose
+
+        return diagnose(self._one("diagnosis"))
+
+    @property
     def message(self) -> str:
         """One sentence: why the run ended."""
         return Status(int(self._one("message").status)).message
@@ -179,6 +197,7 @@ class Result:
             "rows_seen": one.rows_seen,
             "history": {k: _plain(v) for k, v in one.history._asdict().items()},
             "checks": {k: _plain(v) for k, v in one.checks._asdict().items()},
+            "diagnosis": asdict(one.diagnosis),
         }
 
     def __repr__(self) -> str:
@@ -270,6 +289,9 @@ def _rows(result: Result, steps, limit):
             f"{seen}: {epochs:.4g} epoch{'' if epochs == 1 else 's'} of {setting.n}",
         )
     yield "evaluations", str(int(result.evaluations))
+    found = result.diagnosis
+    if found.verdict != "unknown":
+        yield "diagnosis", str(found)
 
 
 def _verdict(criterion: Criterion) -> str:

@@ -14,6 +14,15 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
+from jaxgd import _tree
+from jaxgd._spectral import BarzilaiBorweinState
+
+_SEARCHES = (
+    BarzilaiBorweinState,
+    optax.ScaleByBacktrackingLinesearchState,
+    optax.ScaleByZoomLinesearchState,
+)
+
 
 def is_rule(optimizer) -> bool:
     """Whether an object has the two functions of an optax rule."""
@@ -122,6 +131,33 @@ def trial_points(opt_state) -> jax.Array:
     """Evaluations of the last line search, as far as its state reports them."""
     found = optax.tree.get_all_with_path(opt_state, "num_linesearch_steps")
     return sum((jnp.asarray(n).astype(jnp.int32) for _, n in found), jnp.int32(0))
+
+
+def known_point(opt_state) -> Any:
+    """(value, gradient) at the new parameters, where a line search left them; or None.
+
+    Only of a search that has the last word: what came after it would have moved on.
+    """
+    last = _last_state(opt_state)
+    if isinstance(last, _SEARCHES) and last.grad is not None:
+        return last.value, last.grad
+    return None
+
+
+def with_known_point(opt_state, value, grad) -> Any:
+    """``opt_state`` with another value and gradient in it."""
+    if type(opt_state) is tuple:
+        return (*opt_state[:-1], with_known_point(opt_state[-1], value, grad))
+    return opt_state._replace(
+        value=value.astype(opt_state.value.dtype),
+        grad=_tree.cast_like(grad, opt_state.grad),
+    )
+
+
+def _last_state(opt_state):
+    while type(opt_state) is tuple and opt_state:
+        opt_state = opt_state[-1]
+    return opt_state
 
 
 def evaluation_params(opt_state, params) -> Any:

@@ -14,7 +14,7 @@ import optax
 
 from jaxgd import _check, _tree
 from jaxgd._gradient import Batch, Objective, make_objective
-from jaxgd._rules import rate_used, require_rule, trial_points
+from jaxgd._rules import known_point, rate_used, require_rule, trial_points
 
 
 @jax.tree_util.register_dataclass
@@ -50,6 +50,7 @@ class Info(NamedTuple):
       grad_max: the largest absolute entry of the gradient.
       params_norm: the 2-norm of the parameters the step started from.
       moved: whether any entry of the parameters changed.
+      slope: the real inner product of gradient and update, negative downhill.
     """
 
     value: Any
@@ -61,6 +62,7 @@ class Info(NamedTuple):
     grad_max: Any = None
     params_norm: Any = None
     moved: Any = None
+    slope: Any = None
 
 
 def init_state(params, optimizer) -> State:
@@ -141,25 +143,30 @@ def descent_step(
     wanted: frozenset,
     size_of_update: Callable | None = None,
     idle: Callable | None = None,
+    reuse: bool = False,
 ) -> Callable[[State, Batch], tuple[State, Info]]:
     """The one step behind every driver; computes no norm that is not ``wanted``.
 
     ``size_of_update(step, grad_norm)``: the norm of the update where arithmetic
     gives it without looking at the update. ``idle(step)``: whether a schedule has the
-    step stand still, which is no sign that the run does.
+    step stand still, which is no sign that the run does. ``reuse``: the state of the
+    rule holds value and gradient at the parameters.
     """
     precise = "precise" in wanted
 
     def step(state: State, batch: Batch) -> tuple[State, Info]:
         params, dtype = state.params, _tree.real_dtype(state.params)
-        (value, aux), grad = objective.value_and_grad(params, *batch)
+        if reuse:
+            (value, grad), aux = known_point(state.opt_state), None
+        else:
+            (value, aux), grad = objective.value_and_grad(params, *batch)
         updates, opt_state = optimizer.update(
             grad,
             state.opt_state,
             params,
             value=value,
             grad=grad,
-            value_fn=lambda p: objective.value(p, *batch),
+            value_fn=objective.value_fn(*batch),
         )
         # A rule may compute in a wider type than it started in; a scan may not.
         opt_state = _tree.cast_like(opt_state, state.opt_state)
@@ -180,10 +187,13 @@ def descent_step(
             update_norm=wants("update_norm", update_norm),
             learning_rate=wants("learning_rate", lambda: rate_used(opt_state, dtype)),
             aux=aux if "aux" in wanted else None,
-            evaluations=wants("evaluations", lambda: 1 + trial_points(opt_state)),
+            evaluations=wants(
+                "evaluations", lambda: (0 if reuse else 1) + trial_points(opt_state)
+            ),
             grad_max=wants("grad_max", lambda: _tree.largest(grad, dtype)),
             params_norm=wants("params_norm", lambda: _tree.norm(params, dtype)),
             moved=wants("moved", lambda: _moved(idle, state.step, moved, params)),
+            slope=wants("slope", lambda: _tree.dot(grad, updates, dtype)),
         )
         return State(moved, opt_state, state.step + 1, state.run), info
 

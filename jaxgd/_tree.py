@@ -61,6 +61,12 @@ def _sum_of_squares(tree, dtype, scale=None):
     return sum(squares, jnp.zeros((), dtype))
 
 
+def dot(a, b, dtype) -> jax.Array:
+    """The real inner product of two pytrees."""
+    parts = jax.tree.map(lambda x, y: jnp.sum((x.conj() * y).real.astype(dtype)), a, b)
+    return sum(jax.tree.leaves(parts), jnp.zeros((), dtype))
+
+
 def largest(tree, dtype) -> jax.Array:
     """The largest absolute value of any entry."""
     sizes = [
