@@ -168,11 +168,12 @@ def find_learning_rate(
     A rate that looks best after a few steps is seldom best at the end of a run: noise
     and instability take their time. So the race is for a run of a given length, in
     three heats of 12 rates each, lanes of one compiled program: half-decade steps for a
-    tenth of the run (going up or down until they see a minimum), quarters of a decade
-    for three tenths, eighths of a decade to the end. The rate that is suggested reached
+    tenth of the run, quarters of a decade for three tenths, eighths of a decade to the
+    end. The rate that is suggested reached
     the lowest full objective together with its neighbors: one next to a rate that
-    diverged is not taken for its own good fortune. In all, the rows are looked at as
-    often as by 17 runs, for less than their time since all lanes share a batch.
+    diverged is not taken for its own good fortune. A heat whose best rate is at its end
+    goes on from there. In all, that is the work of 17 to 30 runs whose batches are
+    shared, and the memory of 12.
 
     Plain descent starts the race around its stable limit :math:`2 / \lambda`, with
     :math:`\lambda` the ``sharpness`` at the start. A factory starts between 1e-5 and 3.
@@ -329,8 +330,8 @@ def _go_lanes(spec: Spec, numbers: Numbers, rates, states):
     """(states, parameters to judge) ``spec.exactly`` steps later."""
 
     def lane(rate, state):
-        steps = np.int32(spec.exactly)
-        outcome = _go(spec, _with_rate(numbers, rate), state, steps)
+        no_limit = np.int32(0)  # the length is the program's
+        outcome = _go(spec, _with_rate(numbers, rate), state, no_limit)
         judged = outcome.judged
         return outcome.state, outcome.state.params if judged is None else judged
 

@@ -116,3 +116,15 @@ def test_peers_take_the_same_steps(maker):
     ours = runner(problem, 8, 7, learning_rate=0.1)()
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(other()), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6)
+
+
+def test_a_suggested_rate_is_judged_by_a_grid():
+    pytest.importorskip("sklearn")
+    from benchmarks import rate_search
+
+    row = rate_search.measured("diabetes", "plain", None, {"epochs": 10})
+    assert row["size"] == "all rows, 10 epochs"
+    assert row["objective_ratio"] == row["reached"] / row["best_reached"]
+    assert row["objective_ratio"] <= rate_search.AIM
+    assert row["suggestion"] < row["stable_limit"]
+    assert (row["diverged"], row["other_orders"]) == (0, row["objective_ratio"])
