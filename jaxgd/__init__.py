@@ -5,14 +5,13 @@ to give it; ``make_step`` and ``init_state`` are the manual loop; ``benchmark`` 
 call.
 
 The rooms, each importing only those after it: ``_benchmark`` (times), ``_search`` (a
-race of rates), ``_sharpness`` (the largest curvature), ``_minimize``
-(the front door), ``_step`` (the scan body), ``_check`` and ``_spec`` (arguments, and
-what a program is keyed by), ``_source`` and ``_rows`` (which rows), ``_stop`` (when to
-stop), ``_loop`` (the order of events), ``_native`` (small loops on a CPU), ``_rules``
-(reading optax), ``_spectral`` and ``_parameter_free`` (steps without a rate),
-``_gradient``, ``_diagnosis`` (what was wrong with a rate), ``_result``, ``_history``,
-``_tree``. ``_plot`` is
-imported when a picture is asked for, and ``problems`` stands alone.
+race of rates), ``_sharpness`` (the largest curvature), ``_minimize`` (the front door),
+``_step`` (the scan body), ``_check`` and ``_spec`` (arguments, and what a program is
+keyed by), ``_source`` and ``_rows`` (which rows), ``_stop`` (when to stop), ``_loop``
+(the order of events), ``_native`` (small loops on a CPU), ``_rules`` (reading optax),
+``_spectral`` and ``_parameter_free`` (steps without a rate), ``_gradient``,
+``_diagnosis`` (what was wrong with a rate), ``_result``, ``_history``, ``_tree``.
+``_plot`` is imported when a picture is asked for, and ``problems`` stands alone.
 """
 
 from jaxgd import problems as problems
@@ -33,6 +32,7 @@ from jaxgd._search import Heat as Heat
 from jaxgd._search import LearningRateSearch as LearningRateSearch
 from jaxgd._search import find_learning_rate as find_learning_rate
 from jaxgd._sharpness import sharpness as sharpness
+from jaxgd._spectral import BarzilaiBorweinState as BarzilaiBorweinState
 from jaxgd._spectral import barzilai_borwein as barzilai_borwein
 from jaxgd._step import Info as Info
 from jaxgd._step import State as State

@@ -89,7 +89,9 @@ def minimize(
       args: a tuple of extra traced arguments of ``fun``.
       batch_size: rows per step, ``1 <= batch_size <= n``; None for all.
       learning_rate: a number or an optax schedule (``step -> rate``). Alone, it means
-        plain descent.
+        plain descent. With neither a rate nor an optimizer, rates are found on the
+        way: by ``barzilai_borwein`` for batch descent, by ``parabolic_rms`` with
+        ``batch_size``.
       optimizer: an optax rule (``optax.adam(1e-3)``), or a factory (``optax.adam``)
         that is called as ``optimizer(learning_rate, **hyperparams)`` inside the
         compiled program, so that new numbers cost no compilation.
