@@ -65,7 +65,7 @@ def row_of(problem, solver: str, end: Outcome) -> dict:
     """A row of the report; numbers that are not finite are None."""
     finite = bool(np.isfinite([end.grad_max, end.value]).all())
     reached = end.value if finite else None
-    known = problem.value is not None and finite
+    known = problem.value if finite else None
     return {
         "name": problem.name,
         "size": f"{problem.init.size} parameters",
@@ -75,7 +75,7 @@ def row_of(problem, solver: str, end: Outcome) -> dict:
         "evaluations": end.evaluations,
         "grad_max": end.grad_max if finite else None,
         "value": reached,
-        "excess": end.value - problem.value if known else None,
+        "excess": None if known is None else end.value - known,
     }
 
 
