@@ -73,7 +73,7 @@ def rosenbrock(n=2, *, dtype=np.float32) -> Problem:
     )
 
 
-def classical(*, dtype=np.float32) -> tuple[Problem, ...]:
+def classical(*, dtype: Any = np.float32) -> tuple[Problem, ...]:
     """A hundred classical test functions with their standard starts and minima.
 
     All of MGH, some at more than one size, and the well-known functions of the surveys
