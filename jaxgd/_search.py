@@ -29,8 +29,8 @@ from jaxgd._spec import Numbers, Spec, dtype_of, is_real, objective_of, short
 # So a few rates run to the end; shorter heats find out which.
 _LANES, _BELOW = 12, 4  # a heat, and how many of its rates lie below the best so far
 _PER_DECADE = 8  # rates of the finest heat
-# (spacing, tenths of the run, blocks to add above or below if the best is at an end)
-_HEATS = ((4, 1, 6), (2, 3, 1), (1, 10, 1))
+# (spacing, tenths of the run, steps at least, blocks to add if the best is at an end)
+_HEATS = ((4, 1, 5, 6), (2, 3, 10, 1), (1, 10, 1, 1))
 _CURVATURE_RTOL = 0.1  # of a number that only says where to begin
 _WORSE = 7.0  # a lane that diverged counts as exp(7) times the objective at the start
 _EQUAL = 1e-6  # relative difference of objectives that rounding makes
@@ -169,11 +169,13 @@ def find_learning_rate(
     and instability take their time. So the race is for a run of a given length, in
     three heats of 12 rates each, lanes of one compiled program: half-decade steps for a
     tenth of the run, quarters of a decade for three tenths, eighths of a decade to the
-    end. The rate that is suggested reached
-    the lowest full objective together with its neighbors: one next to a rate that
-    diverged is not taken for its own good fortune. A heat whose best rate is at its end
-    goes on from there. In all, that is the work of 17 to 30 runs whose batches are
-    shared, and the memory of 12.
+    end. A heat whose best rate is at its end goes on from there. In all, that is the
+    work of 17 to 30 runs whose batches are shared, and the memory of 12.
+
+    The rate that is suggested reached the lowest full objective together with its
+    neighbors, so that one next to a rate that diverged is not taken for its own good
+    fortune. Where no rows are drawn and nothing is fortune, it reached the lowest by
+    itself, and the next larger rate lowered the objective, too.
 
     Plain descent starts the race around its stable limit :math:`2 / \lambda`, with
     :math:`\lambda` the ``sharpness`` at the start. A factory starts between 1e-5 and 3.
@@ -271,8 +273,8 @@ def find_learning_rate(
         scale, middle = (limit, -0.75) if np.isfinite(limit) else (1.0, -2.25)
         heats, suggestion = _three_heats(race, scale, middle)
     else:
-        heats = [race.heat(grid, 10)]
-        suggestion = _suggested(heats[0], race.start, smooth=False)
+        heats = [race.heat(grid)]
+        suggestion = _suggested(heats[0], race.start, _lowest)
     last = heats[-1]
     return LearningRateSearch(
         suggestion=suggestion,
@@ -295,10 +297,11 @@ class _Race:
         self._legs = -(-steps // self._leg)
         self._spec = spec._replace(exactly=self._leg, lanes=True, small=False)
         self._numbers = numbers
+        self.noiseless = spec.batch_size is None and not spec.with_key
         self.start = float("nan")
 
-    def heat(self, rates, tenths: int) -> Heat:
-        """All ``rates`` for ``tenths`` of the steps."""
+    def heat(self, rates, tenths: int = 10, fewest: int = 1) -> Heat:
+        """All ``rates`` for ``tenths`` of the steps, but ``fewest`` steps at least."""
         spec, numbers = self._spec, self._numbers
         dtype = _tree.real_dtype(numbers.params)
         most = np.finfo(dtype).max
@@ -306,7 +309,8 @@ class _Race:
         state = _start_lanes(spec, numbers, rates)
         if np.isnan(self.start):
             self.start = float(_values(spec, numbers, state.params)[0])
-        legs = max(self._legs * tenths // 10, 1)
+        legs = max(self._legs * tenths // 10, -(-fewest // self._leg))
+        legs = min(legs, self._legs)
         judged = state.params
         for _ in range(legs):
             state, judged = _go_lanes(spec, numbers, rates, state)
@@ -354,22 +358,24 @@ def _values(spec: Spec, numbers: Numbers, params):
 def _three_heats(race: _Race, scale: float, middle: float):
     """(heats, suggestion), all rates of the form ``scale * 10**(k / 8)``."""
     heats, first = [], None
-    for spacing, tenths, blocks in _HEATS:
+    for spacing, tenths, fewest, blocks in _HEATS:
         if first is None:
             first = round(middle * _PER_DECADE) - spacing * _LANES // 2
-        heat, first = _widened(race, scale, first, spacing, tenths, blocks)
+        run = partial(race.heat, tenths=tenths, fewest=fewest)
+        heat, first = _widened(run, race, scale, first, spacing, blocks)
         heats.append(heat)
         best = first + spacing * _best(heat, race.start)
         first = best - spacing // 2 * _BELOW  # the next heat is twice as fine
-    return heats, _suggested(heats[-1], race.start)
+    choose = _lowest_with_margin if race.noiseless else _best
+    return heats, _suggested(heats[-1], race.start, choose)
 
 
-def _widened(race: _Race, scale, low, spacing, tenths, blocks):
+def _widened(run, race: _Race, scale, low, spacing, blocks):
     """(heat, its lowest k): up or down until its best rate is not at its end."""
 
     def block(first):
         k = first + spacing * np.arange(_LANES)
-        return race.heat(scale * 10.0 ** (k / _PER_DECADE), tenths)
+        return run(scale * 10.0 ** (k / _PER_DECADE))
 
     heat, high = block(low), low + spacing * _LANES
     for _ in range(blocks):
@@ -388,14 +394,31 @@ def _widened(race: _Race, scale, low, spacing, tenths, blocks):
     return heat, low
 
 
-def _suggested(heat: Heat, start: float, smooth=True) -> float:
+def _suggested(heat: Heat, start: float, choose: Callable) -> float:
     finite = np.isfinite(heat.values)
     if not finite.any() or not np.isfinite(start) or (heat.values == start).all():
         return float("nan")
-    return float(heat.learning_rates[_best(heat, start, smooth)])
+    return float(heat.learning_rates[choose(heat, start)])
 
 
-def _best(heat: Heat, start: float, smooth=True) -> int:
+def _lowest(heat: Heat, start: float) -> int:
+    """The lane with the lowest objective."""
+    del start
+    return int(np.argmin(heat.values))
+
+
+def _lowest_with_margin(heat: Heat, start: float) -> int:
+    """The lowest lane of those whose next rate lowers the objective, too.
+
+    Without noise a lane is repeated by the run it stands for, so the lowest is no
+    matter of luck; but what lies next to a rate that diverges may do so by rounding.
+    """
+    above = np.append(heat.values[1:], -np.inf)
+    values = np.where(above <= start, heat.values, np.inf)
+    return int(np.argmin(values)) if np.isfinite(values).any() else _best(heat, start)
+
+
+def _best(heat: Heat, start: float) -> int:
     """The lane with the lowest objective, its neighbors counted by half.
 
     In the logarithm of ``1 + (value - lowest) / |lowest|``, which for positive values
@@ -410,9 +433,8 @@ def _best(heat: Heat, start: float, smooth=True) -> int:
         score = np.log1p((heat.values - lowest) / size)
     worst = np.log1p(max(start - lowest, 0.0) / size) + _WORSE
     score = np.minimum(score, worst)
-    if smooth:
-        around = np.pad(score, 1, mode="edge")
-        score = (around[:-2] + 2 * score + around[2:]) / 4
+    around = np.pad(score, 1, mode="edge")
+    score = (around[:-2] + 2 * score + around[2:]) / 4
     score[~finite] = np.inf
     return int(np.flatnonzero(score <= score.min() + _EQUAL)[-1])
 

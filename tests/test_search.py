@@ -99,7 +99,7 @@ def test_plain_descent_knows_its_stable_limit():
     limit = 2 / np.linalg.eigvalsh(X.T @ X / len(X)).max()
     assert found.stable_limit == pytest.approx(limit, rel=0.02)
     assert 0.2 * limit < found.suggestion < limit
-    assert [heat.steps for heat in found.heats] == [4, 12, 40]
+    assert [heat.steps for heat in found.heats] == [8, 12, 40]
     for heat in found.heats:
         assert heat.values.size % 12 == 0
         assert (np.diff(heat.learning_rates) > 0).all()

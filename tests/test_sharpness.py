@@ -30,25 +30,27 @@ def dense(fun, params, *rest):
         return np.linalg.eigvalsh(np.asarray(hessian)).max()
 
 
+N = 1000  # of nearly all, which then share a program
 SPECTRA = {
     "one": [3.0],
     "one, negative": [-3.0],
     "two": [-3.0, 2.0],
-    "condition 1e6": np.geomspace(1e-6, 1, 400),
-    "condition 1e6, large": 1e8 * np.geomspace(1e-6, 1, 400),
-    "dense to the edge": np.linspace(0, 1, 5000),
-    "one beyond a dense edge": [*np.linspace(0, 1, 5000), 1.03],
-    "one among equals": [*np.ones(50_000), 1.2],
-    "clusters": np.repeat([1.0, 0.98, 0.5, -0.3], 500),
-    "almost equal": 1 + 1e-3 * np.linspace(0, 1, 300),
-    "squares": np.arange(1.0, 1000) ** 2,
-    "indefinite": [*np.linspace(-10, 0.5, 1000), 1.0],
-    "indefinite, 100 times down": [*np.linspace(-100, 0.5, 1000), 1.0],
-    "all negative": -np.geomspace(0.01, 1, 100),
-    "beyond squares in float32": 1e25 * np.arange(1.0, 30),
-    "below squares in float32": 1e-25 * np.arange(1.0, 80),
-    "zero": np.zeros(20),
-    "zero and negative": [0.0, -1.0, -2.0],
+    "condition 1e6": np.geomspace(1e-6, 1, N),
+    "condition 1e6, large": 1e8 * np.geomspace(1e-6, 1, N),
+    "dense to the edge": np.linspace(0, 1, N),
+    "one beyond a dense edge": [*np.linspace(0, 1, N - 1), 1.03],
+    "one among equals": [*np.ones(N - 1), 1.2],
+    "clusters": np.repeat([1.0, 0.98, 0.5, -0.3], N // 4),
+    "almost equal": 1 + 1e-3 * np.linspace(0, 1, N),
+    "squares": np.arange(N) ** 2.0,
+    "indefinite": [*np.linspace(-10, 0.5, N - 1), 1.0],
+    "indefinite, 100 times down": [*np.linspace(-100, 0.5, N - 1), 1.0],
+    "all negative": -np.geomspace(0.02, 1, N),
+    "beyond squares in float32": 1e25 * np.linspace(0, 1, N),
+    "below squares in float32": 1e-25 * np.linspace(0, 1, N),
+    "zero": np.zeros(N),
+    "zero and negative": -np.tile([0.0, 1.0], N // 2),
+    "many equals": [*np.ones(49_999), 1.2],
 }
 
 
@@ -70,11 +72,9 @@ def test_spectra_to_one_percent(name, dtype):
 
 CASES = {
     "quadratic": problems.quadratic(60, 1e6),
-    "least_squares": problems.least_squares(),
     "logistic": problems.logistic(),
-    "multinomial": problems.multinomial(),
     "mlp": problems.mlp(*problems.blobs(100, 4, 3), sizes=(4, 8, 3)),
-    **{p.name: p for p in problems.classical()[1:10:2]},
+    **{p.name: p for p in problems.classical()[2:8:2]},
 }
 
 
@@ -103,7 +103,7 @@ def logistic(params, batch):
 WHOLE = dense(logistic, START, (X, Y))
 
 
-@pytest.mark.parametrize("size", [None, 1, 2, 100, 1002, 1003, 5000])
+@pytest.mark.parametrize("size", [None, 1, 100, 1002, 5000])
 def test_blocks_are_weighted_by_rows(size):
     found = jaxgd.sharpness(logistic, START, (X, Y), microbatch_size=size)
     np.testing.assert_allclose(found, WHOLE, rtol=1e-3)
@@ -170,7 +170,7 @@ def test_under_jit_and_vmap():
 
     def of(scale):
         return jaxgd.sharpness(
-            diagonal, jnp.zeros(1001), args=(scale * curvatures,), rtol=scale * 0 + 0.01
+            diagonal, jnp.zeros(N), args=(scale * curvatures,), rtol=scale * 0 + 0.01
         )
 
     found = jax.jit(jax.vmap(of))(scales)
