@@ -43,7 +43,7 @@ def main(max_steps=2000, epochs=20):
             value = float(result.value)
             print(f"  {kind:24}{value:14.6g}  {result.message}")
         worst = max(runs.values(), key=lambda r: np.nan_to_num(r.value, nan=np.inf))
-        print(f"  of the last: {worst.diagnosis}\n")
+        print(f"  its worst run: {worst.diagnosis}\n")
     return results
 
 

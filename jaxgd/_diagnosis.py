@@ -254,7 +254,8 @@ def _with_noise(result, rule) -> Diagnosis:
     )
     noise = np.hypot(first.std(), last.std()) / np.sqrt(quarter)
     start = float(history.value[0])  # of one batch: the smaller, the less it means
-    above = after - 4 * noise > start * (2 if batch_size >= _CALM else 100)
+    surely = after - 4 * last.std() / np.sqrt(quarter)
+    above = surely > start * (2 if batch_size >= _CALM else 100)
     if after - before > 4 * noise or above:
         if above:
             of = (
