@@ -19,7 +19,7 @@ SHARES = {"too small": 0.002, "good": 0.5, "edge": 0.99, "too large": 1.1}
 
 def load_problem():
     """Ridge regression on standardized columns, its minimum known in closed form."""
-    x, y = load_diabetes(return_X_y=True, scaled=False)
+    x, y = map(np.asarray, load_diabetes(return_X_y=True, scaled=False))
     x = (x - x.mean(axis=0)) / x.std(axis=0)
     return jaxgd.problems.ridge(x, y - y.mean(), penalty=0.01)
 
@@ -35,7 +35,7 @@ def main(output="learning_rates.png", max_steps=300):
         results[name] = jaxgd.minimize(*call, learning_rate=rate, max_steps=max_steps)
     results["no rate given"] = jaxgd.minimize(*call, max_steps=max_steps)
 
-    ax = plt.subplots(figsize=(8, 5), layout="constrained")[1]
+    fig, ax = plt.subplots(figsize=(8, 5), layout="constrained")
     for name, result in results.items():
         print(f"{name} ({result.steps} steps)\n  {result.diagnosis}\n")
         excess = np.append(result.history.value, result.value) - problem.value
@@ -49,8 +49,8 @@ def main(output="learning_rates.png", max_steps=300):
     ax.set_ylabel("objective above its minimum")
     ax.set_title(f"One problem, five runs (stable below {2 / sharpness:.3g})")
     ax.legend(loc="upper right", framealpha=0.9)
-    ax.figure.savefig(output, dpi=120)
-    plt.close(ax.figure)
+    fig.savefig(output, dpi=120)
+    plt.close(fig)
     print(f"wrote {output}")
     return results
 

@@ -17,7 +17,7 @@ import optax
 
 from jaxgd import _tree
 from jaxgd._check import check_all
-from jaxgd._diagnosis import nothing_met
+from jaxgd._diagnosis import Met, nothing_met
 from jaxgd._gradient import even_block
 from jaxgd._history import empty_record, history_of
 from jaxgd._loop import End, Full, Parts, Run, run_exactly, run_to, unseen
@@ -342,7 +342,7 @@ def _seen_again(spec: Spec, numbers: Numbers, state: State):
     eps = 64 * jnp.finfo(value.dtype).eps
     near = jnp.abs(value - known[0]) <= eps * jnp.abs(value)
     apart = _tree.norm(_tree.subtract(grad, known[1]), dtype)
-    most = jnp.fmax(_tree.norm(grad, dtype), state.run.met.steepest)
+    most = jnp.fmax(_tree.norm(grad, dtype), Met(*state.run.met).steepest)
     same = near & (apart <= eps * most)
     return _tree.select(
         same, state.opt_state, with_known_point(state.opt_state, value, grad)

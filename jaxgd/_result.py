@@ -33,13 +33,6 @@ class Status(enum.IntEnum):
     NON_FINITE = 8
 
     @property
-    def diagnosis(self) -> "Diagnosis":
-        """Whether the rate was too small, good or too large, with a number."""
-        from jaxgd._diagnosis import diagnose
-
-        return diagnose(self._one("diagnosis"))
-
-    @property
     def message(self) -> str:
         return _MESSAGES[self]
 

@@ -165,12 +165,23 @@ def barzilai_borwein(
             idle=jnp.int32(0),
         )
 
-    def update(updates, state, params=None, *, value, grad, value_fn, **extra):
-        if params is None:
-            raise ValueError(
-                "params is missing: call update(grad, state, params, value=value, "
-                "grad=grad, value_fn=fun)."
-            )
+    def update(
+        updates,
+        state,
+        params: Any = None,
+        *,
+        value: Any = None,
+        grad: Any = None,
+        value_fn: Any = None,
+        **extra,
+    ):
+        needed = {"params": params, "value": value, "grad": grad, "value_fn": value_fn}
+        for name, given in needed.items():
+            if given is None:
+                raise ValueError(
+                    f"{name} is missing: call update(grad, state, params, value=value, "
+                    "grad=grad, value_fn=fun) of barzilai_borwein."
+                )
         dtype = _tree.real_dtype(params)
         eps = float(np.finfo(dtype).eps)
         value = jnp.asarray(value).astype(dtype)

@@ -106,7 +106,7 @@ def classical(*, dtype: Any = np.float32) -> tuple[Problem, ...]:
 # With data.
 
 
-def linear_data(n=200, d=5, seed=0, noise=0.1, *, dtype=np.float32):
+def linear_data(n=200, d=5, seed=0, noise=0.1, *, dtype: Any = np.float32):
     """Rows of a linear model: x of shape (n, d), standard normal, and y of shape (n,).
 
     y = x @ weights + intercept + noise * normal, with random weights and intercept.

@@ -305,11 +305,12 @@ def test_bad_arguments(arguments, error, words):
         jaxgd.barzilai_borwein(**arguments)
 
 
-def test_params_are_asked_for():
-    rule = jaxgd.barzilai_borwein()
-    x = jnp.ones(2)
-    with pytest.raises(ValueError, match="params is missing"):
-        rule.update(x, rule.init(x), value=1.0, grad=x, value_fn=jnp.sum)
+@pytest.mark.parametrize("name", ["params", "value", "grad", "value_fn"])
+def test_what_it_needs_is_asked_for(name):
+    rule, x = jaxgd.barzilai_borwein(), jnp.ones(2)
+    call = {"params": x, "value": 2.0, "grad": x, "value_fn": jnp.sum} | {name: None}
+    with pytest.raises(ValueError, match=f"{name} is missing"):
+        rule.update(x, rule.init(x), **call)
 
 
 # The default, and what the loop makes of it.
