@@ -98,7 +98,10 @@ def measured(name: str, rule: str, batch_size, length: dict) -> dict:
     values = np.where(np.isfinite(values), values, np.inf)
     own, best = values[0, -1], int(values[0, :-1].argmin())
     others = np.median(values[1:] if len(keys) > 1 else values, axis=0)
-    known = problem.value
+    # Below what float32 tells from the best known, all are equally good.
+    known = float(problem.value or 0.0)
+    least = 1e-5 * max(abs(known), 1e-3)
+    excess = np.maximum(values[0] - known, least)
     size = "all rows" if batch_size is None else f"batch {batch_size}"
     ends = "200 steps" if "max_steps" in length else "10 epochs"
     return {
@@ -112,7 +115,7 @@ def measured(name: str, rule: str, batch_size, length: dict) -> dict:
         "reached": float(own),
         "best_reached": float(values[0, best]),
         "objective_ratio": float(own / values[0, best]),
-        "excess_ratio": float((own - known) / max(values[0, best] - known, 1e-12)),
+        "excess_ratio": float(excess[-1] / excess[best]),
         "other_orders": float(others[-1] / others[:-1].min()),
         "diverged": lost,
         "raced": sum(h.steps * h.values.size for h in found.heats) / found.steps,

@@ -24,18 +24,16 @@ from jaxgd._loop import End, Full, Parts, Run, run_exactly, run_to, unseen
 from jaxgd._result import Result, Setting, Status, on_host
 from jaxgd._rows import divide_product
 from jaxgd._rules import (
-    call_factory,
     counts_by_itself,
     default_rate,
     evaluation_params,
     has_evaluation_params,
     known_point,
     reports_rate,
-    require_rule,
     with_known_point,
 )
 from jaxgd._source import chunk_size, pass_block, pass_key, resident
-from jaxgd._spec import Numbers, Spec, objective_of
+from jaxgd._spec import Numbers, Spec, objective_of, optimizer_of, rate_of
 from jaxgd._step import State, descent_step
 from jaxgd._stop import (
     StopRule,
@@ -193,7 +191,7 @@ def _start(spec: Spec, numbers: Numbers) -> State:
     dtype = _tree.real_dtype(params)
     rule = _stop_rule(spec, numbers)
     needs = _needs(spec, rule, params)
-    opt_state = _optimizer(spec, numbers).init(params)
+    opt_state = optimizer_of(spec, numbers).init(params)
     full_checks = spec.batch_size is not None
     run = Run(
         key=numbers.key,
@@ -262,10 +260,10 @@ def _parts(spec: Spec, numbers: Numbers, state: State, rule):
     """The loop's parts, and the full pass at a state."""
     params, run = numbers.params, state.run
     objective = objective_of(spec, numbers, spec.microbatch_size)
-    optimizer = _optimizer(spec, numbers)
+    optimizer = optimizer_of(spec, numbers)
     needs = _needs(spec, rule, params)
     rate: Any = _rate_of_step(spec, numbers)
-    scheduled = callable(_rate(spec, numbers))
+    scheduled = callable(rate_of(spec, numbers))
     if scheduled and counts_by_itself(state.opt_state):
         rate = None
     wanted = set(needs)
@@ -397,28 +395,9 @@ def _end_of_scan(spec: Spec, parts: Parts, full, state: State, steps: int) -> En
     return End(state, status, seen, (), unseen(state.params), jnp.int32(wanted))
 
 
-def _optimizer(spec: Spec, numbers: Numbers):
-    rate = _rate(spec, numbers)
-    if spec.optimizer is None:
-        return optax.with_extra_args_support(optax.sgd(rate))
-    optimizer = spec.optimizer.join(numbers.optimizer)
-    if not spec.factory:
-        return require_rule(optimizer)
-    return call_factory(optimizer, rate, spec.hyperparams.join(numbers.hyperparams))
-
-
-def _rate(spec: Spec, numbers: Numbers) -> Any:
-    """The rate as the rule gets it: an array, a schedule of that dtype, or None."""
-    rate = spec.learning_rate.join(numbers.learning_rate)
-    if rate is None or hasattr(rate, "dtype"):
-        return rate
-    dtype = _tree.real_dtype(numbers.params)
-    return lambda step: jnp.asarray(rate(step)).astype(dtype)
-
-
 def _rate_of_step(spec: Spec, numbers: Numbers) -> Any:
     """steps -> rates where arithmetic tells them, or None."""
-    rate = _rate(spec, numbers)
+    rate = rate_of(spec, numbers)
     if rate is None and spec.factory:
         rate = default_rate(spec.optimizer.join(numbers.optimizer))
     if rate is None:

@@ -170,7 +170,8 @@ def find_learning_rate(
     three heats of 12 rates each, lanes of one compiled program: half-decade steps for a
     tenth of the run, quarters of a decade for three tenths, eighths of a decade to the
     end. A heat whose best rate is at its end goes on from there. In all, that is the
-    work of 17 to 30 runs whose batches are shared, and the memory of 12.
+    work of 17 to 45 runs (the median is 18) whose batches are shared, and the memory of
+    12.
 
     The rate that is suggested reached the lowest full objective together with its
     neighbors, so that one next to a rate that diverged is not taken for its own good
