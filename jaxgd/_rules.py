@@ -23,6 +23,13 @@ _SEARCHES = (
     optax.ScaleByZoomLinesearchState,
 )
 
+_OWN_PACE = (
+    optax.MultiStepsState,
+    optax.ConditionallyMaskState,
+    optax.ConditionallyTransformState,
+    contrib.SAMState,
+)
+
 
 def is_rule(optimizer) -> bool:
     """Whether an object has the two functions of an optax rule."""
@@ -38,7 +45,45 @@ def require_rule(optimizer) -> optax.GradientTransformationExtraArgs:
             "optimizer must be an optax rule such as optax.adam(1e-3), got "
             f"{describe(optimizer)}: call the factory with its learning rate first."
         )
-    return optax.with_extra_args_support(optimizer)
+    return _fed(optimizer)
+
+
+def _fed(rule) -> optax.GradientTransformationExtraArgs:
+    """The rule, called with those of the extra arguments that its update takes.
+
+    Besides ``value``, ``grad`` and ``value_fn`` these are ``obj_fn`` (contrib.sophia)
+    and ``grad_fn`` (contrib.sam), but only for a rule known to ask for them: the line
+    searches of optax refuse names they do not know.
+    """
+    takes_any, named = _extras_taken(rule)
+
+    def update(updates, state, params=None, **extras):
+        value_fn = extras["value_fn"]
+
+        def grad_fn(params, *_):
+            return optax.tree.conj(jax.grad(value_fn)(params))
+
+        extras |= {"obj_fn": value_fn, "grad_fn": grad_fn}
+        wanted = {*named, *(("value", "grad", "value_fn") if takes_any else ())}
+        if takes_any and find_state(state, contrib.HutchinsonState) is not None:
+            wanted.add("obj_fn")
+        extras = {name: x for name, x in extras.items() if name in wanted}
+        return rule.update(updates, state, params, **extras)
+
+    return optax.GradientTransformationExtraArgs(rule.init, update)
+
+
+def _extras_taken(rule) -> tuple[bool, tuple]:
+    """Whether a rule takes any extra argument, and the names that it does take."""
+    extra_args = isinstance(rule, optax.GradientTransformationExtraArgs)
+    if isinstance(rule, optax.GradientTransformation) and not extra_args:
+        return False, ()
+    try:
+        parameters = inspect.signature(rule.update).parameters
+    except (TypeError, ValueError):  # a builtin without a signature
+        return extra_args, ()
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return takes_any, tuple(parameters)[3:]
 
 
 def check_factory(factory, has_rate: bool, names) -> None:
@@ -97,7 +142,7 @@ def call_factory(
             f"{describe(factory)} returned {describe(rule)}: return what an optax "
             "factory returns."
         )
-    return optax.with_extra_args_support(rule)
+    return _fed(rule)
 
 
 def default_rate(factory) -> Any:
@@ -113,8 +158,12 @@ def default_rate(factory) -> Any:
 def rate_used(opt_state, dtype) -> jax.Array:
     """The learning rate of the last update where the state reports one, else NaN."""
     found = optax.tree.get_all_with_path(opt_state, "learning_rate")
-    rates = [rate for _, rate in found if _is_scalar(rate)]
-    return jnp.asarray(rates[0] if rates else jnp.nan).astype(dtype)
+    rates = [jnp.asarray(rate, dtype) for _, rate in found if _is_scalar(rate)]
+    if not rates:
+        return jnp.asarray(jnp.nan, dtype)
+    # Rules for parts of the parameters may each have a rate: then there is no one rate.
+    same = jnp.all(jnp.stack(rates) == rates[0])
+    return jnp.where(same, rates[0], jnp.nan)
 
 
 def reports_rate(opt_state) -> bool:
@@ -161,21 +210,101 @@ def _last_state(opt_state):
 
 
 def evaluation_params(opt_state, params) -> Any:
-    """The parameters a rule is judged at: ``params``, but for schedule-free rules."""
-    averaged = find_state(opt_state, contrib.ScheduleFreeState)
-    if averaged is None:
-        return params
-    return contrib.schedule_free_eval_params(averaged, params)
+    """The parameters a rule is judged at: ``params``, but for rules with their own.
+
+    Schedule-free rules are judged at their average, sharpness-aware ones (contrib.sam)
+    at the parameters they perturb. The state of such a rule may stand in a chain, in
+    wrappers, or be one of several that each own a part of the parameters.
+    """
+    states = _with_own_params(opt_state)
+    owned = [_owned(state, params) for state in states]
+    if any(sum(column) > 1 for column in zip(*owned, strict=True)):
+        raise ValueError(
+            "optimizer must have one set of evaluation parameters, got "
+            f"{_names(states)} for the same parameters: keep one of them, or give each "
+            "a part of the parameters with optax.partition."
+        )
+    for state in states:
+        params = _judged_params(state, params)
+    return params
 
 
 def has_evaluation_params(opt_state) -> bool:
     """Whether a rule is judged at parameters of its own."""
-    return find_state(opt_state, contrib.ScheduleFreeState) is not None
+    return bool(_with_own_params(opt_state))
+
+
+def _with_own_params(opt_state) -> list:
+    """The outermost states of rules that are judged at parameters of their own."""
+
+    def is_own(state):
+        if isinstance(state, contrib.MechanicState):
+            return has_evaluation_params(state.base_optimizer_state)
+        if isinstance(state, contrib.SAMState):
+            return state.cache is not None
+        return isinstance(state, contrib.ScheduleFreeState)
+
+    return [s for s in jax.tree.leaves(opt_state, is_leaf=is_own) if is_own(s)]
+
+
+def _judged_params(state, params):
+    if isinstance(state, contrib.SAMState):
+        synced = state.steps_since_sync == 0
+        params = _over_own(
+            state, params, lambda cache, p: jnp.where(synced, p, cache).astype(p.dtype)
+        )
+        return evaluation_params(state.opt_state, params)
+    if isinstance(state, contrib.MechanicState):
+        inner = _names(_with_own_params(state.base_optimizer_state))
+        raise ValueError(
+            "optimizer must not scale the steps of a rule with evaluation parameters, "
+            f"got contrib.mechanize around {inner}: its average is of other "
+            "parameters; use one of the two."
+        )
+
+    def average(z, p):  # as contrib.schedule_free_eval_params
+        return ((p - (1.0 - state.b1) * z) / state.b1).astype(p.dtype)
+
+    return _over_own(state, params, average)
+
+
+def _owned(state, params) -> list:
+    """For each leaf of ``params``, whether a state with own parameters has it."""
+    if isinstance(state, contrib.MechanicState):
+        return [True] * len(jax.tree.leaves(params))
+    owned = _over_own(state, params, lambda *_: True)
+    return [leaf is True for leaf in jax.tree.leaves(owned)]
+
+
+def _over_own(state, params, fun):
+    """``fun(own, params)`` leaf by leaf; where the rule is masked, ``params``."""
+    own = state.cache if isinstance(state, contrib.SAMState) else state.z
+    masked = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
+
+    def one(own, params):
+        if masked(own):
+            return params
+        if own.shape != getattr(params, "shape", None):
+            raise ValueError
+        return fun(own, params)
+
+    try:
+        return jax.tree.map(one, own, params, is_leaf=masked)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"optimizer must keep its {_names([state])} in the form of the parameters, "
+            "got it within a wrapper that changes their form: its evaluation "
+            "parameters are not known there; put it outside of the wrapper."
+        ) from error
+
+
+def _names(states) -> str:
+    return " and ".join(type(state).__name__ for state in states)
 
 
 def counts_by_itself(opt_state) -> bool:
     """Whether a wrapper steps its rule, and so the rule's schedule, at its own pace."""
-    return find_state(opt_state, optax.MultiStepsState) is not None
+    return any(find_state(opt_state, kind) is not None for kind in _OWN_PACE)
 
 
 def find_state(opt_state, kind) -> Any:

@@ -6,18 +6,26 @@ that does not fit is refused before anything is compiled. Errors of the function
 themselves come through as they are.
 """
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from optax import contrib
 
 from jaxgd import _tree
 from jaxgd._gradient import make_objective
 from jaxgd._loop import Check
 from jaxgd._native import available, can_be_one_function, one_cpu
-from jaxgd._rules import call_factory, describe
+from jaxgd._rules import (
+    call_factory,
+    describe,
+    evaluation_params,
+    find_state,
+    require_rule,
+)
 from jaxgd._source import SMALL_WORK, bytes_computed, cache_block
 from jaxgd._stop import StopRule
 from jaxgd._tree import Split
@@ -75,6 +83,26 @@ def objective_of(spec: Spec, numbers: Numbers, block=None):
     )
 
 
+def rate_of(spec: Spec, numbers: Numbers) -> Any:
+    """The rate as the rule gets it: an array, a schedule of that dtype, or None."""
+    rate = spec.learning_rate.join(numbers.learning_rate)
+    if rate is None or hasattr(rate, "dtype"):
+        return rate
+    dtype = _tree.real_dtype(numbers.params)
+    return lambda step: jnp.asarray(rate(step)).astype(dtype)
+
+
+def optimizer_of(spec: Spec, numbers: Numbers) -> optax.GradientTransformationExtraArgs:
+    """The rule of a call."""
+    rate = rate_of(spec, numbers)
+    if spec.optimizer is None:
+        return optax.with_extra_args_support(optax.sgd(rate))
+    optimizer = spec.optimizer.join(numbers.optimizer)
+    if not spec.factory:
+        return require_rule(optimizer)
+    return call_factory(optimizer, rate, spec.hyperparams.join(numbers.hyperparams))
+
+
 def weighed(spec: Spec, numbers: Numbers) -> Spec:
     """``spec`` with the weight of one gradient; raises if a function is no fit."""
     leaves, treedef = jax.tree.flatten(numbers)
@@ -114,20 +142,22 @@ def _work(spec: Spec, shapes, treedef, wide) -> tuple:
         rate = spec.learning_rate.join(numbers.learning_rate)
         if callable(rate):
             _schedule_fits(rate, rate(step))
-        if spec.factory:
-            hyperparams = spec.hyperparams.join(numbers.hyperparams)
-            call_factory(spec.optimizer.join(numbers.optimizer), rate, hyperparams)
         if spec.stop is not None:
             _rule_fits(spec.stop.join(numbers.stop), check)
 
     step = jax.ShapeDtypeStruct((), jnp.int32)
     check = Check.like(_tree.real_dtype(numbers.params))
     jax.eval_shape(call_each, numbers, rows, key, step, check)
-    jaxpr = jax.make_jaxpr(
-        lambda numbers, rows, key: objective_of(spec, numbers).value_and_grad(
-            numbers.params, rows, key
-        )
-    )(numbers, rows, key)
+
+    def value_and_grad(numbers, rows, key):
+        return objective_of(spec, numbers).value_and_grad(numbers.params, rows, key)
+
+    jaxpr, ((value, _), grad) = jax.make_jaxpr(value_and_grad, return_shape=True)(
+        numbers, rows, key
+    )
+    if spec.optimizer is not None:
+        fits = partial(_optimizer_fits, spec)
+        jax.eval_shape(fits, numbers, rows, key, value, grad)
     work = bytes_computed(jaxpr.jaxpr)
     small = work <= SMALL_WORK and can_be_one_function(jaxpr.jaxpr)
     block = None
@@ -241,6 +271,110 @@ def _schedule_fits(rate, out) -> None:
         raise TypeError(came)
     if np.shape(out) != ():
         raise ValueError(came)
+
+
+# Rules that no wrapper helps: what their state is, and why they do not fit.
+_MISFITS = (
+    (
+        optax.LookaheadState,
+        "optax.lookahead keeps two sets of parameters, minimize has one: pass its fast "
+        "rule alone, or one that averages, such as optax.contrib.schedule_free_sgd",
+    ),
+    (
+        contrib.DifferentiallyPrivateAggregateState,
+        "differentially private rules take the gradient of each row, minimize has the "
+        "mean over the rows of a batch: use optax.noisy_sgd or a loop of your own",
+    ),
+)
+
+
+def _optimizer_fits(spec: Spec, numbers: Numbers, rows, key, value, grad) -> None:
+    """Whether a first step of the optimizer has the form that every step must have."""
+    params = numbers.params
+    optimizer = spec.optimizer.join(numbers.optimizer)
+    name = describe(optimizer if spec.factory else optimizer.update)
+    name = name.split(".<locals>")[0]
+    scheduled = callable(rate_of(spec, numbers))
+    no_schedule = "pass learning_rate as a number if it takes no schedule"
+
+    def called(what, fix, call):
+        return _called(f"{what} {name}", no_schedule if scheduled else fix, call)
+
+    rule = called(
+        "a factory for these numbers,",
+        "pass learning_rate and hyperparams of the kinds it takes",
+        lambda: optimizer_of(spec, numbers),
+    )
+    state = called(
+        "a rule for these params, init of",
+        "pass params of a form it takes, or wrap it with optax.masked",
+        lambda: rule.init(params),
+    )
+    for kind, why in _MISFITS:
+        if find_state(state, kind) is not None:
+            raise TypeError(f"optimizer must work with one gradient a step; {why}.")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if dtype_of(leaf) is None:
+            raise TypeError(
+                f"optimizer must keep arrays in its state, init of {name} returned "
+                f"{describe(leaf)} as state{jax.tree_util.keystr(path)}: leave it out."
+            )
+    value_fn = objective_of(spec, numbers).value_fn(rows, key)
+    updates, new = called(
+        "a rule for this loop, update of",
+        "it gets gradient, state and params, and by name value, grad and value_fn of "
+        "the batch: let it take these, for params of these shapes",
+        lambda: rule.update(
+            grad, state, params, value=value, grad=grad, value_fn=value_fn
+        ),
+    )
+    _require_form("updates", updates, params, name)
+    _require_form("state", new, state, name)
+    evaluation_params(new, params)
+
+
+_ASKS_FOR_A_VALUE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+
+
+def _called(what, fix, call) -> Any:
+    """``call()``; where it fails as calls with wrong arguments do, an error says so."""
+    try:
+        return call()
+    except _ASKS_FOR_A_VALUE as error:
+        came = f"asked for the value of a number that is data ({type(error).__name__})"
+        fix = "pass a ready rule instead of a factory, or use jnp.where and lax.cond"
+        raise TypeError(f"optimizer must be {what} {came}: {fix}.") from error
+    except Exception as error:
+        is_kind = type(error) in (TypeError, AttributeError)
+        known = is_kind or type(error) in (ValueError, KeyError, IndexError)
+        if not known or str(error).startswith("optimizer must"):
+            raise
+        text = short(" ".join(str(error).split()), 120).rstrip(".")
+        came = f"raised {type(error).__name__}: {text}"
+        raise (TypeError if is_kind else ValueError)(
+            f"optimizer must be {what} {came}; {fix}."
+        ) from error
+
+
+def _require_form(what, out, like, name) -> None:
+    """A scan needs the same tree and shapes in every step."""
+
+    def form(tree):
+        return jax.tree.structure(tree), [jnp.shape(x) for x in jax.tree.leaves(tree)]
+
+    def shown(tree):
+        tree = jax.tree.map(lambda x: list(jnp.shape(x)), tree)
+        return short(str(tree).replace("'", ""), 100)
+
+    if form(out) != form(like):
+        raise ValueError(
+            f"optimizer must return {what} of one form in every step, update of {name} "
+            f"returned {shown(out)} for {shown(like)}: keep the tree and the shapes."
+        )
 
 
 def _rule_fits(rule: StopRule, check) -> None:

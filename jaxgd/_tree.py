@@ -165,7 +165,8 @@ def split(tree, dtype, *, arrays_too=True) -> tuple[list, Split]:
     for leaf in leaves:
         if is_number(leaf):
             number = as_number(leaf, dtype)
-            scalar = arrays_too and number.ndim == 0 and number.dtype.kind in "fV"
+            floating = jnp.issubdtype(number.dtype, jnp.floating)
+            scalar = arrays_too and number.ndim == 0 and floating
             if scalar and number.dtype != dtype:
                 traced = is_traced(number)
                 number = number.astype(dtype) if traced else np.asarray(number, dtype)

@@ -90,6 +90,15 @@ def needs_two(learning_rate, decay):
     return optax.add_decayed_weights(learning_rate * decay)
 
 
+def needs_the_number(learning_rate):
+    return optax.sgd(learning_rate) if learning_rate > 0 else optax.identity()
+
+
+def own_rule(update, state=()):
+    """A rule of a user's own."""
+    return optax.GradientTransformationExtraArgs(lambda params: state, update)
+
+
 BATCH = run(max_steps=2).state
 MINI = run(batch_size=4, max_steps=2).state
 ADAM = run(optimizer=optax.adam(0.1), max_steps=2).state
@@ -101,6 +110,9 @@ LANES = jax.vmap(lambda start: run(params=start, max_steps=2))(
 ).state
 MANUAL = jaxgd.init_state(START, optax.sgd(0.1))
 SGD = optax.sgd(0.1)
+FREE = optax.contrib.schedule_free_sgd(0.1)
+SEARCH = optax.scale_by_backtracking_linesearch(5)
+PAIR = {"w": START, "b": np.zeros(2, np.float32)}
 ONES = jnp.ones(3)
 
 
@@ -614,6 +626,141 @@ REFUSED = [
         regression(optimizer=lambda rate: optax.adam, learning_rate=0.1),
         TypeError,
         "optimizer rule lambda adam return",
+    ),
+    (
+        "factory_branches_on_rate",
+        regression(optimizer=needs_the_number, learning_rate=0.1),
+        TypeError,
+        "optimizer factory needs_the_number value data TracerBool ready~rule",
+    ),
+    (
+        "factory_without_schedules",
+        regression(optimizer=optax.sm3, learning_rate=optax.linear_schedule(0.1, 0, 9)),
+        TypeError,
+        "optimizer sm3 TypeError 'function' learning_rate number schedule",
+    ),
+    (
+        "rule_without_schedules",
+        regression(
+            optimizer=optax.polyak_sgd, learning_rate=optax.linear_schedule(0.1, 0, 9)
+        ),
+        TypeError,
+        "optimizer update polyak_sgd TypeError 'function' learning_rate number",
+    ),
+    # rules that do not fit the loop
+    (
+        "rule_lookahead",
+        regression(optimizer=optax.lookahead(SGD, 5, 0.5)),
+        TypeError,
+        "optimizer optax.lookahead two~sets pass fast",
+    ),
+    (
+        "rule_lookahead_params",
+        plain(
+            lambda p: bowl(p.fast),
+            optax.LookaheadParams.init_synced(START),
+            optimizer=optax.lookahead(SGD, 5, 0.5),
+        ),
+        TypeError,
+        "optimizer optax.lookahead two~sets pass fast",
+    ),
+    (
+        "rule_per_row_gradients",
+        regression(
+            optimizer=optax.contrib.differentially_private_aggregate(1.0, 0.1, key=0),
+            batch_size=4,
+        ),
+        TypeError,
+        "optimizer gradient~of~each~row mean noisy_sgd",
+    ),
+    (
+        "rule_wants_more",
+        regression(optimizer=own_rule(lambda u, s, p=None, *, hvp: (u, s))),
+        TypeError,
+        "optimizer update TypeError 'hvp' value,~grad~and~value_fn let",
+    ),
+    (
+        "rule_takes_less",
+        regression(
+            optimizer=optax.chain(
+                optax.clip(1.0), optax.contrib.sam(SGD, optax.sgd(0.05))
+            )
+        ),
+        TypeError,
+        "optimizer update chain TypeError 'value' value,~grad~and~value_fn let",
+    ),
+    (
+        "rule_wants_a_matrix",
+        plain(lambda x: x**2, np.float32(1), optimizer=optax.sm3(0.1)),
+        ValueError,
+        "optimizer update chain IndexError range shapes",
+    ),
+    (
+        "rule_searches_in_a_part",
+        plain(
+            lambda p: bowl(p["w"]) + bowl(p["b"]),
+            PAIR,
+            optimizer=optax.masked(
+                optax.chain(SGD, SEARCH), mask={"w": True, "b": False}
+            ),
+        ),
+        ValueError,
+        "optimizer update masked ValueError pytree value_fn shapes",
+    ),
+    (
+        "rule_updates_shape",
+        regression(optimizer=own_rule(lambda u, s, p=None, **_: (u[:1], s))),
+        ValueError,
+        "optimizer updates [1] [3] keep",
+    ),
+    (
+        "rule_updates_tree",
+        regression(optimizer=own_rule(lambda u, s, p=None, **_: ([u], s))),
+        ValueError,
+        "optimizer updates [[3]] [3] keep",
+    ),
+    (
+        "rule_state_grows",
+        regression(
+            optimizer=optax.chain(optax.monitor({"norm": optax.tree.norm}), SGD)
+        ),
+        ValueError,
+        "optimizer state MonitorState measurements={norm:~[]} measurements={} keep",
+    ),
+    (
+        "rule_state_of_text",
+        regression(optimizer=own_rule(lambda u, s, p=None, **_: (u, s), ("name",))),
+        TypeError,
+        "optimizer state[0] 'name' str arrays leave",
+    ),
+    (
+        "two_averages",
+        regression(optimizer=optax.chain(FREE, FREE)),
+        ValueError,
+        "optimizer evaluation ScheduleFreeState~and~ScheduleFreeState keep partition",
+    ),
+    (
+        "average_scaled",
+        regression(optimizer=optax.contrib.mechanize(FREE)),
+        ValueError,
+        "optimizer evaluation mechanize ScheduleFreeState use",
+    ),
+    (
+        "average_flattened",
+        plain(
+            lambda p: bowl(p["w"]) + bowl(p["b"]), PAIR, optimizer=optax.flatten(FREE)
+        ),
+        ValueError,
+        "optimizer ScheduleFreeState form~of~the~parameters wrapper put",
+    ),
+    (
+        "average_split",
+        plain(
+            params=START + 0j,
+            optimizer=optax.contrib.split_real_and_imaginary(FREE),
+        ),
+        ValueError,
+        "optimizer ScheduleFreeState form~of~the~parameters wrapper put",
     ),
     # hyperparams
     (
