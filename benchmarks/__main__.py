@@ -15,7 +15,10 @@ NAMES = (
     "first_result",
     "repeated_call",
     "own_timing",
+    "rate_search",
+    "classical",
     "ahead_of_time",
+    "parameter_free",
 )
 
 
@@ -67,9 +70,10 @@ def main(arguments=None) -> list[dict]:
         if chosen.json is not None:
             chosen.json.write_text(json.dumps(rows, indent=1) + "\n")
     if chosen.plot is not None:
-        from benchmarks._picture import picture
+        from benchmarks._picture import pictures
 
-        print(f"wrote {picture(rows, chosen.plot)}")
+        for path in pictures(rows, chosen.plot):
+            print(f"wrote {path}")
     return rows
 
 

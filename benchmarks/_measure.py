@@ -153,6 +153,7 @@ PACKAGES = (
     "jaxlib",
     "optax",
     "numpy",
+    "scipy",
     "jaxopt",
     "optimistix",
     "scikit-learn",

@@ -1,16 +1,31 @@
-"""One picture of all ratios: how many times faster than each peer, on a log scale."""
+"""Pictures: all ratios of times on one log scale, and the profile of the solvers."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 
-def picture(rows: list[dict], folder: Path) -> Path:
-    """Writes ``ratios.png`` into the folder and returns its path."""
+
+def pictures(rows: list[dict], folder: Path) -> Iterator[Path]:
+    """Writes ``ratios.png`` and ``classical.png``, if there are rows for them."""
     import matplotlib
 
     matplotlib.use("Agg")
+    folder.mkdir(parents=True, exist_ok=True)
+    timed = [row for row in rows if row.get("ratio")]
+    if timed:
+        yield ratios_picture(timed, folder / "ratios.png")
+    solved = [row for row in rows if "solver" in row]
+    if solved:
+        from benchmarks.classical import ratios
+
+        yield profile_picture(ratios(solved), folder / "classical.png")
+
+
+def ratios_picture(rows: list[dict], path: Path) -> Path:
+    """How many times faster than each peer."""
     import matplotlib.pyplot as plt
 
-    rows = [row for row in rows if row.get("ratio")]
     fig, ax = plt.subplots(figsize=(9, 1.2 + 0.24 * len(rows)))
     labels = []
     for row in rows:
@@ -38,10 +53,46 @@ def picture(rows: list[dict], folder: Path) -> Path:
     ax.margins(x=0.12, y=0.02)
     ax.set_xlabel("time of the peer / time of jaxgd (right of 1: jaxgd is faster)")
     ax.spines[["top", "right"]].set_visible(False)
-    if rows:
-        ax.set_title(rows[0]["device"], fontsize=9)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "ratios.png"
+    ax.set_title(rows[0]["device"], fontsize=9)
+    fig.savefig(path, dpi=130, bbox_inches="tight")
+    plt.close(fig)
+    return path
+
+
+def profile_picture(ratios: dict[str, np.ndarray], path: Path) -> Path:
+    """The share of problems solved within a multiple of the best solver's evaluations.
+
+    ``ratios``: of each solver, (problems,), infinite where it does not solve.
+    """
+    import matplotlib.pyplot as plt
+
+    fig, ax = plt.subplots(figsize=(7.5, 4.8))
+    finite = np.concatenate([ratio[np.isfinite(ratio)] for ratio in ratios.values()])
+    end = finite.max(initial=2.0) * 1.2
+    ranked = sorted(ratios, key=lambda solver: -np.isfinite(ratios[solver]).mean())
+    for solver in ranked:
+        ratio = ratios[solver]
+        within = np.sort(ratio[np.isfinite(ratio)])
+        share = np.arange(1, within.size + 1) / ratio.size
+        ax.step(
+            np.concatenate([[1.0], within, [end]]),
+            np.concatenate([[0.0], share, share[-1:] if share.size else [0.0]]),
+            where="post",
+            lw=2.4 if solver.startswith("jaxgd") else 1.3,
+            ls="-" if solver.startswith("jaxgd") else "--",
+            label=f"{solver} ({share[-1] if share.size else 0:.0%})",
+        )
+    problems = len(next(iter(ratios.values())))
+    ax.set_xscale("log")
+    ax.set_xlim(1, end)
+    ax.set_ylim(0, 1.02)
+    ax.set_xlabel("evaluations, as a multiple of the best solver's on the problem")
+    ax.set_ylabel("share of problems solved")
+    ax.set_title(f"{problems} classical problems, default settings, no tuning")
+    ax.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    ax.grid(alpha=0.3)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(fontsize=8, frameon=False, loc="lower right", title="solver (solved)")
     fig.savefig(path, dpi=130, bbox_inches="tight")
     plt.close(fig)
     return path

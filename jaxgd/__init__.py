@@ -1,27 +1,39 @@
 """Gradient descent in JAX: one compiled, honest, resumable run.
 
-``minimize`` is the one call; ``make_step`` and ``init_state`` are the manual loop;
-``benchmark`` times a call.
+``minimize`` is the one call; ``find_learning_rate`` and ``sharpness`` tell which rate
+to give it; ``make_step`` and ``init_state`` are the manual loop; ``benchmark`` times a
+call.
 
-The rooms, each importing only those after it: ``_benchmark`` (times), ``_minimize``
-(the front door), ``_step`` (the scan body), ``_check`` and ``_spec`` (arguments, and
-what a program is keyed by), ``_source`` and ``_rows`` (which rows), ``_stop`` (when to
-stop), ``_loop`` (the order of events), ``_native`` (small loops on a CPU), ``_rules``
-(reading optax), ``_gradient``, ``_result``, ``_history``, ``_tree``. ``_plot`` is
-imported when a picture is asked for, and ``problems`` stands alone.
+The rooms, each importing only those after it: ``_benchmark`` (times), ``_search`` (a
+race of rates), ``_sharpness`` (the largest curvature), ``_minimize`` (the front door),
+``_step`` (the scan body), ``_check`` and ``_spec`` (arguments, and what a program is
+keyed by), ``_source`` and ``_rows`` (which rows), ``_stop`` (when to stop), ``_loop``
+(the order of events), ``_native`` (small loops on a CPU), ``_rules`` (reading optax),
+``_spectral`` and ``_parameter_free`` (steps without a rate), ``_gradient``,
+``_diagnosis`` (what was wrong with a rate), ``_result``, ``_history``, ``_tree``.
+``_plot`` is imported when a picture is asked for, and ``problems`` stands alone.
 """
 
 from jaxgd import problems as problems
 from jaxgd._benchmark import Benchmark as Benchmark
 from jaxgd._benchmark import benchmark as benchmark
+from jaxgd._diagnosis import Diagnosis as Diagnosis
 from jaxgd._history import History as History
 from jaxgd._loop import Check as Check
 from jaxgd._minimize import minimize as minimize
+from jaxgd._parameter_free import ParabolicRMSState as ParabolicRMSState
+from jaxgd._parameter_free import parabolic_rms as parabolic_rms
 from jaxgd._result import Criterion as Criterion
 from jaxgd._result import Result as Result
 from jaxgd._result import Status as Status
 from jaxgd._rows import batch_rows as batch_rows
 from jaxgd._rows import shuffled_rows as shuffled_rows
+from jaxgd._search import Heat as Heat
+from jaxgd._search import LearningRateSearch as LearningRateSearch
+from jaxgd._search import find_learning_rate as find_learning_rate
+from jaxgd._sharpness import sharpness as sharpness
+from jaxgd._spectral import BarzilaiBorweinState as BarzilaiBorweinState
+from jaxgd._spectral import barzilai_borwein as barzilai_borwein
 from jaxgd._step import Info as Info
 from jaxgd._step import State as State
 from jaxgd._step import init_state as init_state

@@ -19,6 +19,7 @@ import numpy as np
 from jaxgd import _tree
 from jaxgd._gradient import count_rows
 from jaxgd._loop import Run
+from jaxgd._parameter_free import parabolic_rms
 from jaxgd._result import Status
 from jaxgd._rows import as_key
 from jaxgd._rules import check_factory, describe, is_rule
@@ -311,7 +312,8 @@ def _key_of(state, key):
 
 
 def _default_rule(batch_size):
-    return barzilai_borwein if batch_size is None else None
+    """The rule of a call that says nothing of one: it needs no rate."""
+    return barzilai_borwein if batch_size is None else parabolic_rms
 
 
 def _update_rule(learning_rate, optimizer, hyperparams) -> None:
@@ -321,11 +323,6 @@ def _update_rule(learning_rate, optimizer, hyperparams) -> None:
             raise ValueError(
                 f"hyperparams need a factory, got {list(hyperparams)} without "
                 "optimizer: pass for example optimizer=optax.adam."
-            )
-        if learning_rate is None:
-            raise ValueError(
-                "learning_rate is missing: pass learning_rate=0.1 for plain descent, "
-                "or an optimizer such as optax.adam(1e-3)."
             )
     elif inspect.isclass(optimizer) and hasattr(optimizer, "update"):
         raise TypeError(

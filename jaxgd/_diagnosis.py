@@ -31,7 +31,10 @@ _CALM = 16
 
 
 class Met(NamedTuple):
-    """What a run of batch descent has met on its way: scalars."""
+    """What a run of batch descent has met on its way: scalars.
+
+    A run carries them in one array: every array in and out of a call costs it time.
+    """
 
     value: Any  # of the iterate that the last step left, NaN before the first
     grad_norm: Any
@@ -42,53 +45,58 @@ class Met(NamedTuple):
     steepest: Any  # the largest gradient norm
 
 
-def nothing_met(dtype) -> Met:
-    """Before the first step."""
-    return Met(*[jnp.full((), jnp.nan, dtype)] * 7)
+def nothing_met(dtype):
+    """``Met`` before the first step, as one array."""
+    return jnp.full((len(Met._fields),), jnp.nan, dtype)
 
 
-def extend_met(met: Met, value, grad_norm, update_norm, slope, count, plain) -> Met:
-    """``met`` with the first ``count`` of the offered steps, arrays of shape (K,)."""
+def extend_met(packed, value, grad_norm, update_norm, slope, count, plain):
+    """``packed`` with the first ``count`` of the offered steps, arrays (K,)."""
+    met = Met(*packed)
     live = jnp.arange(value.shape[0]) < count
     columns = (value, grad_norm, update_norm, slope)
     before = [
         jnp.concatenate([jnp.reshape(old, (1,)), x[:-1]])
         for old, x in zip(met[:4], columns, strict=True)
     ]
-    bold, curvature = measured(jnp, *before, value, grad_norm, plain)
+    bold, curvature = measured(jnp, before, value, grad_norm, plain)
 
     def most(so_far, new):
         return jnp.fmax(so_far, jnp.nanmax(jnp.where(live, new, jnp.nan)))
 
     last = jnp.maximum(count - 1, 0)
-    return Met(
-        *(
-            jnp.where(count > 0, x[last], old)
-            for x, old in zip(columns, met, strict=False)
-        ),
-        curvature=most(met.curvature, curvature),
-        boldness=most(met.boldness, bold),
-        steepest=most(met.steepest, grad_norm),
-    )
+    newest = [
+        jnp.where(count > 0, x[last], old)
+        for x, old in zip(columns, met[:4], strict=True)
+    ]
+    largest = [
+        most(met.curvature, curvature),
+        most(met.boldness, bold),
+        most(met.steepest, grad_norm),
+    ]
+    return jnp.stack([*newest, *largest])
 
 
-def measured(xp, value, grad_norm, update_norm, slope, next_value, next_norm, plain):
+def measured(xp: Any, before, next_value, next_norm, plain):
     """(boldness, curvature) of steps; NaN where rounding hides them.
+
+    ``before``: value, gradient norm, update norm and slope of the iterates they leave.
 
     Where a step is too short for the objective to tell, that of plain descent still
     shows in the gradient, whose norm shrinks by a factor 1 - b.
     """
+    value, grad_norm, update_norm, slope = before
     eps = xp.finfo(next_value.dtype).eps
     down = xp.where((slope < 0) & xp.isfinite(slope), -slope, xp.nan)
     bold = 2 * (1 - (value - next_value) / down)
     error = 4 * eps * xp.maximum(abs(value), abs(next_value)) / down
-    told = error <= xp.maximum(0.02, 0.1 * abs(bold))
+    told = error <= xp.maximum(0.02, 0.03 * abs(bold))
     error = xp.where(told, error, xp.nan)
     bold = xp.where(told, bold, xp.nan)
     if plain:
         shrinks = next_norm / grad_norm
         other = (1 - shrinks) * (1 + shrinks) / 2
-        better = (abs(other) <= 0.1) & ~(error <= 0.1 * bold)
+        better = (down > 0) & (abs(other) <= 0.1) & ~(error <= 0.1 * bold)
         bold = xp.where(better, xp.maximum(other, 0), bold)
         error = xp.where(better, 2 * eps, error)
     finite = xp.isfinite(bold)
@@ -129,7 +137,7 @@ def diagnose(result) -> Diagnosis:
         return _unknown("0 steps were taken, which tell nothing of the rate.")
     if rule == "search":
         return _unknown(_of_search(result))
-    if batch_size is not None or not result.state.run.met:
+    if batch_size is not None or np.size(result.state.run.met) == 0:
         return _with_noise(result, rule)
     bold, curvature = _largest(result)
     stable = 2 / curvature if rule == "plain" and curvature > 0 else np.nan
@@ -144,10 +152,10 @@ def _unknown(advice) -> Diagnosis:
 
 def _largest(result) -> tuple[float, float]:
     """Boldness and curvature of the run, its last step included."""
-    met = Met(*(np.asarray(x) for x in result.state.run.met))
+    met = Met(*np.asarray(result.state.run.met))
     last = measured(
         np,
-        *met[:4],
+        met[:4],
         np.asarray(result.value),
         np.asarray(result.grad_norm),
         result.setting.rule == "plain",
@@ -197,7 +205,7 @@ def _plain_words(result, verdict, bold, stable) -> str:
             "the steps are so short that the objective hardly feels any curvature."
         )
     times = f"{bold / 2:.3g} times the stable limit {_n(stable)}"
-    times += f" (2 / curvature, {_n(2 / stable)})"
+    times += f" (2 over the curvature {_n(2 / stable)})"
     if verdict == "too small":
         faster = f"up to {_n(1 / bold)} times faster"
         return f"The rate is {times}: {_n(stable / 2)} would be {faster}."
@@ -254,7 +262,8 @@ def _with_noise(result, rule) -> Diagnosis:
     )
     noise = np.hypot(first.std(), last.std()) / np.sqrt(quarter)
     start = float(history.value[0])  # of one batch: the smaller, the less it means
-    above = after - 4 * noise > start * (2 if batch_size >= _CALM else 100)
+    surely = after - 4 * last.std() / np.sqrt(quarter)
+    above = surely > start * (2 if batch_size >= _CALM else 100)
     if after - before > 4 * noise or above:
         if above:
             of = (

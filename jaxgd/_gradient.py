@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxgd import _tree
+
 
 class Batch(NamedTuple):
     """What the objective is evaluated on: rows of the data, and a key."""
@@ -38,12 +40,11 @@ class Objective(NamedTuple):
             return self.value(params, batch, key)
 
         @value.defjvp
-        def _(params, tangents):
-            (value, _), grad = self.value_and_grad(*params, batch, key)
-            slopes = jax.tree.map(
-                lambda g, t: jnp.sum((g.conj() * t).real), grad, *tangents
-            )
-            return value, sum(jax.tree.leaves(slopes)).astype(value.dtype)
+        def _(primals, tangents):
+            (params,), (toward,) = primals, tangents
+            (value, _), grad = self.value_and_grad(params, batch, key)
+            slope = _tree.dot(grad, toward, _sum_dtype(value.dtype))
+            return value, slope.astype(value.dtype)
 
         return value
 

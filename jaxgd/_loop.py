@@ -81,7 +81,7 @@ class Run:
     watch: Any  # memory of the stop rule, () without one
     rule: Any  # identity of that rule: (fingerprint, its numbers)
     arrived: Any  # of the step that led here: norm of its update, whether it moved
-    met: Any  # Met: the curvature along the steps; () with mini-batches
+    met: Any  # Met as an array: the curvature along the steps; () with mini-batches
     status: Any  # int32: what the rule said at step `checked`
     checked: Any  # int32: step of the last full check, -1 before the first
     seen: Any  # Check: what that check saw
@@ -491,7 +491,7 @@ def _remember(parts: Parts, state, infos, count, watch=()) -> Run:
 def _meet(parts: Parts, state, infos, count):
     """The curvature met so far, after ``count`` steps of a chunk."""
     met = state.run.met
-    if not met:
+    if isinstance(met, tuple):
         return met
     steps = state.step + _range(infos.value.shape[0])
     norm = infos.grad_norm
@@ -499,7 +499,7 @@ def _meet(parts: Parts, state, infos, count):
     length = nan if infos.update_norm is None else infos.update_norm
     slope = nan if infos.slope is None else infos.slope
     if parts.plain:
-        length = _rates(parts, steps, None).astype(norm.dtype) * norm
+        length = jnp.asarray(_rates(parts, steps, None), norm.dtype) * norm
         slope = -length * norm
     seen = lax.stop_gradient((infos.value, norm, length, slope))
     return extend_met(met, *seen, count, parts.plain)

@@ -17,7 +17,7 @@ import optax
 
 from jaxgd import _tree
 from jaxgd._check import check_all
-from jaxgd._diagnosis import nothing_met
+from jaxgd._diagnosis import Met, nothing_met
 from jaxgd._gradient import even_block
 from jaxgd._history import empty_record, history_of
 from jaxgd._loop import End, Full, Parts, Run, run_exactly, run_to, unseen
@@ -89,7 +89,9 @@ def minimize(
       args: a tuple of extra traced arguments of ``fun``.
       batch_size: rows per step, ``1 <= batch_size <= n``; None for all.
       learning_rate: a number or an optax schedule (``step -> rate``). Alone, it means
-        plain descent.
+        plain descent. With neither a rate nor an optimizer, rates are found on the
+        way: by ``barzilai_borwein`` for batch descent, by ``parabolic_rms`` with
+        ``batch_size``.
       optimizer: an optax rule (``optax.adam(1e-3)``), or a factory (``optax.adam``)
         that is called as ``optimizer(learning_rate, **hyperparams)`` inside the
         compiled program, so that new numbers cost no compilation.
@@ -340,7 +342,7 @@ def _seen_again(spec: Spec, numbers: Numbers, state: State):
     eps = 64 * jnp.finfo(value.dtype).eps
     near = jnp.abs(value - known[0]) <= eps * jnp.abs(value)
     apart = _tree.norm(_tree.subtract(grad, known[1]), dtype)
-    most = jnp.fmax(_tree.norm(grad, dtype), state.run.met.steepest)
+    most = jnp.fmax(_tree.norm(grad, dtype), Met(*state.run.met).steepest)
     same = near & (apart <= eps * most)
     return _tree.select(
         same, state.opt_state, with_known_point(state.opt_state, value, grad)

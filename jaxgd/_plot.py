@@ -1,7 +1,8 @@
-"""A run as a picture: ``Result.plot``.
+"""Pictures: ``Result.plot`` and ``LearningRateSearch.plot``.
 
-This room owns how a run looks. It reads a ``Result`` on the host and draws; Matplotlib
-is imported at the first call only, and nothing that runs inside ``jit`` imports it.
+This room owns how a run looks, and a race of learning rates. It reads a result on the
+host and draws; Matplotlib is imported at the first call only, and nothing that runs
+inside ``jit`` imports it.
 """
 
 import numpy as np
@@ -67,12 +68,84 @@ def plot_result(result, ax=None):
     return ax
 
 
+def plot_search(search, ax=None):
+    """Draws the objective that each learning rate reached.
+
+    Args:
+      search: a ``LearningRateSearch``.
+      ax: Matplotlib axes to draw into; new ones if None.
+
+    Returns:
+      The axes, the rates on a logarithmic scale. Crosses at the top are rates that
+      diverged.
+    """
+    ax = _new_axes() if ax is None else ax
+    ax.set_xscale("log")
+    last, shorter = search.heats[-1], search.heats[:-1]
+    shown = []
+    for heat, shade in zip(shorter, (0.35, 0.7), strict=False):
+        x, y = _finite(heat.learning_rates, heat.values)
+        style = {"color": _GRAD, "alpha": shade, "lw": 1.2, "ms": 3}
+        shown += ax.plot(x, y, "o-", label=f"after {heat.steps} steps", **style)
+    x, y = _finite(last.learning_rates, last.values)
+    label = f"after {last.steps} steps"
+    shown += ax.plot(x, y, "o-", color=_VALUE, lw=1.8, ms=4, label=label)
+    if np.isfinite(search.start):
+        style = {
+            "color": _GRAD,
+            "lw": 0.8,
+            "ls": ":",
+            "label": "objective at the start",
+        }
+        shown.append(ax.axhline(search.start, **style))
+    _cut_above_the_start(ax, shown, search.start)
+
+    lost = [heat.learning_rates[~np.isfinite(heat.values)] for heat in search.heats]
+    lost = np.unique(np.concatenate(lost))
+    if lost.size:
+        top = np.full(lost.size, 0.97)
+        style = {"color": "black", "ms": 5, "transform": ax.get_xaxis_transform()}
+        shown += ax.plot(lost, top, "x", label="diverged", **style)
+    if np.isfinite(search.stable_limit):
+        label = f"stable limit at the start: {search.stable_limit:.3g}"
+        style = {"color": "black", "lw": 1, "ls": "--", "label": label}
+        shown.append(ax.axvline(search.stable_limit, **style))
+    if np.isfinite(search.suggestion):
+        label = f"suggestion: {search.suggestion:.3g}"
+        style = {"color": _FULL, "lw": 1, "zorder": 1}
+        ax.axvline(search.suggestion, **style)
+        style = {"color": _FULL, "ms": 7, "mec": "white", "label": label}
+        shown += ax.plot([search.suggestion], [search.reached], "D", **style)
+    ax.set_xlabel("learning rate")
+    ax.set_ylabel("full objective")
+    ax.set_title(str(search).splitlines()[0], fontsize="medium", wrap=True)
+    ax.legend(handles=shown, fontsize="small", framealpha=0.9)
+    return ax
+
+
+def _cut_above_the_start(ax, lines, start):
+    """A log scale where it helps, up to a little above the start.
+
+    Rates beyond the stable limit may reach 1e30 without diverging.
+    """
+    y = np.concatenate([np.asarray(line.get_ydata(), float) for line in lines])
+    y = y[y <= start] if np.isfinite(start) else y
+    if y.size == 0:
+        return
+    low, high = y.min(), y.max()
+    if low > 0 and high > 10 * low:
+        ax.set_yscale("log")
+        ax.set_ylim(low * (low / high) ** 0.08, high * (high / low) ** 0.3)
+    elif high > low:
+        ax.set_ylim(low - 0.08 * (high - low), high + 0.3 * (high - low))
+
+
 def _new_axes():
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
         raise ImportError(
-            "Result.plot needs Matplotlib: pip install 'jaxgd[plot]'."
+            "Pictures need Matplotlib: pip install 'jaxgd[plot]'."
         ) from error
     ax = plt.subplots(layout="constrained")[1]
     ax.locator_params(axis="x", integer=True)

@@ -33,13 +33,6 @@ class Status(enum.IntEnum):
     NON_FINITE = 8
 
     @property
-    def diagnosis(self) -> "Diagnosis":
-        """Whether the rate was too small, good or too large, with a number."""
-        from jaxgd._diagnosis import diagnose
-
-        return diagnose(self._one("diagnosis"))
-
-    @property
     def message(self) -> str:
         return _MESSAGES[self]
 
@@ -289,7 +282,9 @@ def _rows(result: Result, steps, limit):
             f"{seen}: {epochs:.4g} epoch{'' if epochs == 1 else 's'} of {setting.n}",
         )
     yield "evaluations", str(int(result.evaluations))
-    yield "diagnosis", str(result.diagnosis)
+    found = result.diagnosis
+    if found.verdict != "unknown":
+        yield "diagnosis", str(found)
 
 
 def _verdict(criterion: Criterion) -> str:

@@ -15,6 +15,7 @@ import optax
 from optax import contrib
 
 from jaxgd import _tree
+from jaxgd._parameter_free import ParabolicRMSState
 from jaxgd._spectral import BarzilaiBorweinState
 
 _SEARCHES = (
@@ -22,6 +23,9 @@ _SEARCHES = (
     optax.ScaleByBacktrackingLinesearchState,
     optax.ScaleByZoomLinesearchState,
 )
+
+# Where a state keeps parameters of its own: SAM, parabolic_rms, schedule-free.
+_OWN_PARAMS = ("cache", "average", "z")
 
 _OWN_PACE = (
     optax.MultiStepsState,
@@ -212,9 +216,10 @@ def _last_state(opt_state):
 def evaluation_params(opt_state, params) -> Any:
     """The parameters a rule is judged at: ``params``, but for rules with their own.
 
-    Schedule-free rules are judged at their average, sharpness-aware ones (contrib.sam)
-    at the parameters they perturb. The state of such a rule may stand in a chain, in
-    wrappers, or be one of several that each own a part of the parameters.
+    Rules that average (schedule-free ones, ``parabolic_rms``) are judged at their
+    average, sharpness-aware ones (contrib.sam) at the parameters they perturb. The
+    state of such a rule may stand in a chain, in wrappers, or be one of several that
+    each own a part of the parameters.
     """
     states = _with_own_params(opt_state)
     owned = [_owned(state, params) for state in states]
@@ -242,7 +247,7 @@ def _with_own_params(opt_state) -> list:
             return has_evaluation_params(state.base_optimizer_state)
         if isinstance(state, contrib.SAMState):
             return state.cache is not None
-        return isinstance(state, contrib.ScheduleFreeState)
+        return isinstance(state, contrib.ScheduleFreeState | ParabolicRMSState)
 
     return [s for s in jax.tree.leaves(opt_state, is_leaf=is_own) if is_own(s)]
 
@@ -254,6 +259,8 @@ def _judged_params(state, params):
             state, params, lambda cache, p: jnp.where(synced, p, cache).astype(p.dtype)
         )
         return evaluation_params(state.opt_state, params)
+    if isinstance(state, ParabolicRMSState):
+        return _over_own(state, params, lambda average, p: average.astype(p.dtype))
     if isinstance(state, contrib.MechanicState):
         inner = _names(_with_own_params(state.base_optimizer_state))
         raise ValueError(
@@ -278,7 +285,7 @@ def _owned(state, params) -> list:
 
 def _over_own(state, params, fun):
     """``fun(own, params)`` leaf by leaf; where the rule is masked, ``params``."""
-    own = state.cache if isinstance(state, contrib.SAMState) else state.z
+    own = next(getattr(state, n) for n in _OWN_PARAMS if hasattr(state, n))
     masked = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
 
     def one(own, params):
@@ -308,7 +315,7 @@ def counts_by_itself(opt_state) -> bool:
 
 
 def find_state(opt_state, kind) -> Any:
-    """The first state of class ``kind`` within ``opt_state``, or None."""
+    """The first state of class ``kind`` (or a tuple of them), or None."""
     leaves = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, kind))
     return next((leaf for leaf in leaves if isinstance(leaf, kind)), None)
 

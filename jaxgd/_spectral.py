@@ -1,10 +1,12 @@
 """Spectral steps: descent that needs no learning rate.
 
 This room owns ``barzilai_borwein``, an ordinary optax transformation. It plugs into the
-step like any rule of optax that searches along a line; where nothing else is asked for,
-it is what batch descent uses.
+step like any of optax's line searches, and is what batch descent uses where neither a
+rate nor an optimizer is given.
 """
 
+import inspect
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -15,175 +17,290 @@ from jax import lax
 
 from jaxgd import _tree
 
+_FIRST_STEP = 1e-2  # of the norm of the parameters: the next rate knows better
 _ARMIJO = 1e-4
-_SHORTEST_CUT, _LONGEST_CUT = 0.1, 0.5
-_GROWTH = 10.0  # of the rate where the curvature is not positive
-_IDLE = 100  # steps without progress after which nothing can be gained any more
+_SHORTEST_CUT, _LONGEST_CUT = 0.1, 0.5  # of a rate whose trial point was refused
+_GROWTH = 10.0  # of the rate where the curvature along a step is not positive
+_SHORT_RATES = 3  # recent ones, of which the smallest is taken
+_THRESHOLD, _LOWER, _RAISE = 0.7, 0.9, 1.1  # of short to long, and how it adapts
+# Rounding hides the fall of the objective within so many resolutions of its value.
+_UNRESOLVED = 1e3
+# Steps in a row without a better objective or a 1 % smaller gradient.
+_IDLE = 100
 
 
 class BarzilaiBorweinState(NamedTuple):
+    """What ``barzilai_borwein`` remembers.
+
+    Attributes:
+      learning_rate: the rate of the last update, 0 where no trial point was accepted.
+      value: the objective at the parameters which that update leads to.
+      grad: its gradient there; ``optax.value_and_grad_from_state`` finds both.
+      num_linesearch_steps: int32, evaluations (value and gradient) of the last update.
+      evaluations: int32, evaluations of all updates.
+      proposal: the rate to try next, 0 before the first.
+      recent: float[memory], the last values, newest first.
+      short: float[3], the last short spectral rates.
+      threshold: the ratio of short to long below which a short rate is taken.
+      lowest: the lowest value so far.
+      smallest: the smallest gradient norm so far.
+      idle: int32, steps in a row without progress in either.
+    """
+
     learning_rate: Any
     value: Any
     grad: Any
-    evaluations: Any
     num_linesearch_steps: Any
+    evaluations: Any
     proposal: Any
     recent: Any
     short: Any
     threshold: Any
-    count: Any
     lowest: Any
     smallest: Any
     idle: Any
 
 
+class _Trial(NamedTuple):
+    step: Any
+    value: Any
+    grad: Any
+    accepted: Any
+
+
 def barzilai_borwein(
-    memory=10, max_linesearch_steps=30, window=6, tau0=0.5, first=1e-2, mode="abbmin"
-):
-    def init(params):
+    memory: int = 10, max_linesearch_steps: int = 30
+) -> optax.GradientTransformationExtraArgs:
+    r"""Gradient descent whose rates come from the curvature of the last step.
+
+    With :math:`s = \theta_k - \theta_{k-1}` and :math:`y = g_k - g_{k-1}`, the inverse
+    of a secant estimate of the curvature is the long or the short rate
+
+    .. math:: \alpha^{L} = \frac{s^T s}{s^T y}, \qquad
+              \alpha^{S} = \frac{s^T y}{y^T y} \le \alpha^{L}.
+
+    The long one is taken unless the short one is far smaller; then it is the smallest
+    of the last three short ones, which removes the steep directions. The step
+    :math:`-\alpha g_k` is accepted if
+
+    .. math:: J(\theta_k - \alpha g_k) \le
+              \max_{0 \le j < \text{memory}} J(\theta_{k-j})
+              - 10^{-4} \alpha \|g_k\|^2,
+
+    else :math:`\alpha` is cut down by interpolation. Where rounding hides so small a
+    fall, the slope at the trial point decides. A trial point where the value or the
+    gradient is not finite is never accepted. Along negative curvature the rate grows
+    tenfold. The first step moves the parameters by 1 % of their norm (by 0.01 where
+    they are 0), so that no scale needs to be known. Once 100 steps in a row have
+    brought neither a lower value nor a gradient smaller by 1 %, precision is
+    exhausted, and all further updates are 0.
+
+    An update evaluates value and gradient at each trial point, mostly one, and leaves
+    those of the accepted one in its state. ``minimize`` does not evaluate them again;
+    in a loop of your own ``optax.value_and_grad_from_state`` finds them.
+
+    Args:
+      memory: how many past values the new one is compared with; 1 makes the descent
+        monotone.
+      max_linesearch_steps: trial points of one update, at most. If none is accepted,
+        the update is 0 and the next one starts from the rate reached.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs`` for parameters of any pytree, complex
+      leaves included. Its ``update`` needs ``params`` and the keywords ``value``,
+      ``grad`` and ``value_fn``; put nothing behind it in a chain. The state is a
+      ``BarzilaiBorweinState``.
+
+    Raises:
+      TypeError, ValueError: if an argument is no whole number, or below 1.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, jaxgd
+      >>> def fun(x):
+      ...     return jnp.sum(jnp.array([1.0, 100.0]) * (x - 1) ** 2)
+      >>> rule = jaxgd.barzilai_borwein()
+      >>> x = jnp.zeros(2)
+      >>> state = rule.init(x)
+      >>> value_and_grad = optax.value_and_grad_from_state(fun)
+      >>> for _ in range(20):
+      ...     value, grad = value_and_grad(x, state=state)
+      ...     updates, state = rule.update(
+      ...         grad, state, x, value=value, grad=grad, value_fn=fun
+      ...     )
+      ...     x = optax.apply_updates(x, updates)
+      >>> bool(jnp.allclose(x, 1.0))
+      True
+
+    References:
+      Barzilai and Borwein, Two-point step size gradient methods, IMA Journal of
+      Numerical Analysis 8 (1988). Grippo, Lampariello and Lucidi, A nonmonotone line
+      search technique for Newton's method, SIAM Journal on Numerical Analysis 23
+      (1986). Raydan, The Barzilai and Borwein gradient method for the large scale
+      unconstrained minimization problem, SIAM Journal on Optimization 7 (1997). Zhou,
+      Gao and Dai, Gradient methods with adaptive step-sizes, Computational Optimization
+      and Applications 35 (2006). Frassoldati, Zanni and Zanghirati, New adaptive
+      stepsize selections in gradient methods, Journal of Industrial and Management
+      Optimization 4 (2008). Hager and Zhang, A new conjugate gradient method with
+      guaranteed descent and an efficient line search, SIAM Journal on Optimization 16
+      (2005), for the acceptance under rounding.
+    """
+    memory = _at_least_one("memory", memory)
+    most = _at_least_one("max_linesearch_steps", max_linesearch_steps)
+
+    def init(params) -> BarzilaiBorweinState:
         dtype = _tree.real_dtype(params)
-        inf = jnp.asarray(jnp.inf, dtype)
+        zero, inf = jnp.zeros((), dtype), jnp.full((), jnp.inf, dtype)
         return BarzilaiBorweinState(
-            learning_rate=jnp.zeros((), dtype),
+            learning_rate=zero,
             value=inf,
             grad=jax.tree.map(jnp.zeros_like, params),
-            evaluations=jnp.int32(0),
             num_linesearch_steps=jnp.int32(0),
-            proposal=jnp.zeros((), dtype),
+            evaluations=jnp.int32(0),
+            proposal=zero,
             recent=jnp.full((memory,), -jnp.inf, dtype),
-            short=jnp.full((window,), jnp.inf, dtype),
-            threshold=jnp.asarray(tau0, dtype),
-            count=jnp.int32(0),
+            short=jnp.full((_SHORT_RATES,), jnp.inf, dtype),
+            threshold=jnp.full((), _THRESHOLD, dtype),
             lowest=inf,
             smallest=inf,
             idle=jnp.int32(0),
         )
 
-    def update(updates, state, params=None, *, value, grad, value_fn, **extra):
-        del extra
+    def update(
+        updates,
+        state,
+        params: Any = None,
+        *,
+        value: Any = None,
+        grad: Any = None,
+        value_fn: Any = None,
+        **extra,
+    ):
+        needed = {"params": params, "value": value, "grad": grad, "value_fn": value_fn}
+        for name, given in needed.items():
+            if given is None:
+                raise ValueError(
+                    f"{name} is missing: call update(grad, state, params, value=value, "
+                    "grad=grad, value_fn=fun) of barzilai_borwein."
+                )
         dtype = _tree.real_dtype(params)
-        eps = jnp.asarray(np.finfo(dtype).eps, dtype)
-        direction = updates
-        value = value.astype(dtype)
-        scale = _tree.largest(direction, dtype)
-        scale = jnp.where((scale > 0) & jnp.isfinite(scale), scale, 1)
-        unit = lambda g: jax.tree.map(
-            lambda x: (x / scale.astype(x.real.dtype)).astype(x.dtype), g
-        )
-        own = unit(direction)
-        square = _dot(own, own, dtype)  # of the gradient, in units of scale ** 2
-        size = jnp.sqrt(square) * scale
+        eps = float(np.finfo(dtype).eps)
+        value = jnp.asarray(value).astype(dtype)
 
+        # Products of gradients are taken in units of the largest entry: their squares
+        # may leave the range of the dtype.
+        scale = _tree.largest(grad, dtype)
+        scale = jnp.where((scale > 0) & (scale < jnp.inf), scale, 1)
+        direction, own = _over(updates, scale), _over(grad, scale)
+        downhill = _tree.dot(own, direction, dtype)
+        size = scale * jnp.sqrt(_tree.dot(own, own, dtype))
+
+        better = value < state.lowest - eps * jnp.abs(state.lowest)
+        better = better | (size < 0.99 * state.smallest)
+        idle = jnp.where(better | (state.proposal == 0), 0, state.idle + 1)
+        busy = (idle < _IDLE) & (downhill > 0) & jnp.isfinite(value)
         recent = jnp.roll(state.recent, 1).at[0].set(value)
-        reference = jnp.max(recent)
-        improved = (
-            (value < state.lowest - eps * jnp.abs(state.lowest))
-            | (size < 0.99 * state.smallest)
-            | (state.count == 0)
-        )
-        idle = jnp.where(improved, 0, state.idle + 1)
+        highest = jnp.max(recent)
 
-        # first step
-        length = _tree.norm(params, dtype)
-        unit_length = jnp.where(length > 0, length, 1.0)
-        start = first * unit_length / size
-        rate = jnp.where(state.proposal > 0, state.proposal, start)
+        length = _tree.safe_norm(params, dtype)
+        first = _FIRST_STEP * jnp.where(length > 0, length, 1)
+        first = first / (scale * jnp.sqrt(_tree.dot(direction, direction, dtype)))
+        rate = jnp.where(state.proposal > 0, state.proposal, first)
+        # As in optax, what else value_fn takes comes with the call.
+        known = inspect.signature(value_fn).parameters
+        more = {name: x for name, x in extra.items() if name in known}
+        value_and_grad = jax.value_and_grad(lambda p: value_fn(p, **more))
 
-        value_and_grad = jax.value_and_grad(lambda p: value_fn(p))
-
-        def evaluate(rate):
+        def attempt(rate) -> tuple[_Trial, jax.Array]:
             step = jax.tree.map(
-                lambda g: (-rate.astype(g.real.dtype) * g).astype(g.dtype), direction
+                lambda u: (-rate.astype(u.real.dtype) * u).astype(u.dtype), updates
             )
-            v, g = value_and_grad(optax.apply_updates(params, step))
-            g = jax.tree.map(lambda x: x.conj() if jnp.iscomplexobj(x) else x, g)
-            v = v.astype(dtype)
-            g = jax.tree.map(lambda x, y: x.astype(y.dtype), g, direction)
-            slope = -_dot(own, unit(g), dtype) * scale * scale  # of f along -direction
-            finite = jnp.isfinite(v) & _tree.all_finite(g) & jnp.isfinite(slope)
-            fall = square * scale * scale
-            armijo = v <= reference - _ARMIJO * rate * fall
-            near = (
-                (v <= reference + 4 * eps * jnp.abs(reference))
-                & (jnp.abs(v - value) <= 1e3 * eps * jnp.abs(value))
-                & (slope <= (1 - 2 * _ARMIJO) * fall)
+            there, slopes = value_and_grad(optax.apply_updates(params, step))
+            there = there.astype(dtype)
+            # jax.grad of a real function of z is conjugate to the steepest ascent.
+            slopes = jax.tree.map(
+                lambda g, like: g.conj().astype(like.dtype), slopes, grad
             )
-            return step, v, g, slope, finite, finite & (armijo | near)
-
-        zero = jax.tree.map(jnp.zeros_like, direction)
-
-        def cond(c):
-            n, rate, _, done = c
-            return (n < max_linesearch_steps) & ~done
-
-        def body(c):
-            n, rate, found, _ = c
-            step, v, g, slope, finite, ok = evaluate(rate)
-            fall = square * scale * scale
-            # quadratic through value, slope and trial value
-            q = rate * fall / (2 * (v - value + rate * fall))
-            q = jnp.where(
-                finite & jnp.isfinite(q),
-                jnp.clip(q, _SHORTEST_CUT, _LONGEST_CUT),
-                _SHORTEST_CUT,
+            left = _tree.dot(_over(slopes, scale), direction, dtype)
+            fall = (rate * scale) * (downhill * scale)  # to first order
+            finite = jnp.isfinite(there) & jnp.isfinite(left) & _tree.all_finite(slopes)
+            lower = there <= highest - _ARMIJO * fall
+            level = there <= highest + 4 * eps * jnp.abs(highest)
+            level = level & (
+                jnp.abs(there - value) <= _UNRESOLVED * eps * jnp.abs(value)
             )
-            new = jnp.where(ok, rate, rate * q)
-            found = _tree.select(ok, (step, v, g), found)
-            return n + 1, new, found, ok
+            level = level & (-left <= (1 - 2 * _ARMIJO) * downhill)
+            accepted = finite & (lower | level)
+            # The minimum of the parabola through value, slope and the trial's value.
+            cut = fall / (2 * (there - value + fall))
+            cut = jnp.where(finite & jnp.isfinite(cut), cut, _SHORTEST_CUT)
+            cut = jnp.clip(cut, _SHORTEST_CUT, _LONGEST_CUT)
+            return _Trial(step, there, slopes, accepted), jnp.where(
+                accepted, rate, rate * cut
+            )
 
-        busy = (idle < _IDLE) & (size > 0)
-        n, rate, (step, v, g), ok = lax.while_loop(
-            cond, body, (jnp.int32(0), rate, (zero, value, grad), ~busy)
+        def search(carry):
+            count, rate, found = carry
+            trial, rate = attempt(rate)
+            return count + 1, rate, _tree.select(trial.accepted, trial, found)
+
+        nowhere = jax.tree.map(jnp.zeros_like, params)
+        stay = _Trial(nowhere, value, grad, ~busy)
+        count, rate, end = lax.while_loop(
+            lambda carry: (carry[0] < most) & ~carry[2].accepted,
+            search,
+            (jnp.int32(0), rate, stay),
         )
-        moved = ok & busy
-        # spectral rates
-        gp = unit(g)
-        diff = jax.tree.map(lambda a, b: a - b, own, gp)
-        sy = _dot(own, diff, dtype)
-        yy = _dot(diff, diff, dtype)
-        long = rate * square / sy
-        short = rate * sy / yy
-        usable = (
-            moved & (sy > 0) & jnp.isfinite(long) & jnp.isfinite(short) & (short > 0)
-        )
-        shorts = jnp.where(
-            usable, jnp.roll(state.short, 1).at[0].set(short), state.short
-        )
+        moved = end.accepted & busy
+
+        change = jax.tree.map(lambda a, b: a - b, own, _over(end.grad, scale))  # -y
+        bend = _tree.dot(direction, change, dtype)
+        long = rate * (_tree.dot(direction, direction, dtype) / bend)
+        short = rate * (bend / _tree.dot(change, change, dtype))
+        told = moved & (bend > 0) & (short > 0) & jnp.isfinite(long)
+        shorts = jnp.roll(state.short, 1).at[0].set(short)
+        shorts = jnp.where(told, shorts, state.short)
         steep = short < state.threshold * long
-        if mode == "abbmin":
-            choice = jnp.where(steep, jnp.min(shorts), long)
-            thr = jnp.where(steep, state.threshold * 0.9, state.threshold * 1.1)
-        elif mode == "abb":
-            choice = jnp.where(steep, short, long)
-            thr = state.threshold
-        elif mode == "bb1":
-            choice, thr = long, state.threshold
-        elif mode == "bb2":
-            choice, thr = short, state.threshold
-        proposal = jnp.where(
-            usable, choice, jnp.where(moved, rate * _GROWTH, rate * 0.1)
-        )
-        proposal = jnp.where(busy, proposal, state.proposal)
-        return step, BarzilaiBorweinState(
+        threshold = state.threshold * jnp.where(steep, _LOWER, _RAISE)
+        otherwise = rate * jnp.where(moved, _GROWTH, _SHORTEST_CUT)
+        proposal = jnp.where(told, jnp.where(steep, jnp.min(shorts), long), otherwise)
+        proposal = jnp.clip(proposal, *_bounds(dtype))
+        return end.step, BarzilaiBorweinState(
             learning_rate=jnp.where(moved, rate, 0),
-            value=v,
-            grad=g,
-            evaluations=state.evaluations + n,
-            num_linesearch_steps=n,
-            proposal=proposal,
+            value=end.value,
+            grad=end.grad,
+            num_linesearch_steps=count,
+            evaluations=state.evaluations + count,
+            proposal=jnp.where(busy, proposal, state.proposal),
             recent=recent,
             short=shorts,
-            threshold=jnp.where(usable, thr, state.threshold),
-            count=state.count + 1,
-            lowest=jnp.minimum(state.lowest, value),
-            smallest=jnp.minimum(state.smallest, size),
+            threshold=jnp.where(told, threshold, state.threshold),
+            lowest=jnp.fmin(state.lowest, value),
+            smallest=jnp.fmin(state.smallest, size),
             idle=idle,
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _dot(a, b, dtype):
-    """The real inner product of two pytrees."""
-    parts = jax.tree.map(lambda x, y: jnp.real(jnp.vdot(x, y)).astype(dtype), a, b)
-    return sum(jax.tree.leaves(parts), jnp.zeros((), dtype))
+def _at_least_one(name, number) -> int:
+    try:
+        whole = operator.index(number)
+    except TypeError:
+        whole = None
+    if whole is None or isinstance(number, bool):
+        raise TypeError(f"{name} must be a whole number, got {number!r}: pass an int.")
+    if whole < 1:
+        raise ValueError(f"{name} must be at least 1, got {whole}: pass 1 or more.")
+    return whole
+
+
+def _over(tree, scale):
+    return jax.tree.map(
+        lambda x: (x / scale.astype(x.real.dtype)).astype(x.dtype), tree
+    )
+
+
+def _bounds(dtype):
+    """Rates that leave room for a tenfold more and a search for less."""
+    limits = np.finfo(dtype)
+    return float(limits.tiny) * 1e2, float(limits.max) / 1e2

@@ -1,9 +1,10 @@
 r"""Problems with known answers, shared by tests, examples and benchmarks.
 
 This room owns objectives, their starts, their data and what is known of their minima;
-it imports nothing of jaxgd, and a ``Problem`` plugs into any optimizer. Functions stand
-at module level and hold numbers in a ``jax.tree_util.Partial``, so that two calls of a
-maker share one compiled program. Synthetic data is NumPy and seeded.
+of jaxgd it imports its collection of test functions alone, and a ``Problem`` plugs into
+any optimizer. Functions stand at module level and hold numbers in a
+``jax.tree_util.Partial``, so that two calls of a maker share one compiled program.
+Synthetic data is NumPy and seeded.
 
 Example:
   >>> import jaxgd
@@ -16,8 +17,7 @@ Example:
 
 References:
   [MGH] Moré, Garbow and Hillstrom, Testing unconstrained optimization software, ACM
-  TOMS 7 (1981); "MGH 14" is its problem 14, with its start. [JY] Jamil and Yang, A
-  literature survey of benchmark functions, arXiv:1308.4008 (2013).
+  TOMS 7 (1981). All others are in ``jaxgd/_classical.py``.
 """
 
 from collections.abc import Callable
@@ -29,6 +29,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
+
+from jaxgd import _classical
 
 
 class Problem(NamedTuple):
@@ -66,47 +68,45 @@ def rosenbrock(n=2, *, dtype=np.float32) -> Problem:
     if n < 2 or n % 2:
         raise ValueError(f"n must be even and positive, got {n}: take n + 1.")
     init = np.tile(np.array([-1.2, 1.0], dtype), n // 2)
-    return Problem(f"rosenbrock_{n}", _rosenbrock, init, None, np.ones(n, dtype), 0.0)
+    return Problem(
+        f"rosenbrock_{n}", _classical.rosenbrock, init, None, np.ones(n, dtype), 0.0
+    )
 
 
-def classical(*, dtype=np.float32) -> tuple[Problem, ...]:
-    """Fourteen test functions with their published starts and minima.
+def classical(*, dtype: Any = np.float32) -> tuple[Problem, ...]:
+    """A hundred classical test functions with their standard starts and minima.
 
-    Starts are those of MGH, for Booth, Matyas and Himmelblau those of ensmallen.
+    All of MGH, some at more than one size, and the well-known functions of the surveys
+    and collections named in ``jaxgd/_classical.py``, with 2 to 1000 parameters, one
+    array of shape (n,). They were not chosen by who solves them: among them are
+    functions that defeat first-order methods (``meyer``, ``brown_badly_scaled``,
+    ``powell_badly_scaled``), flat ones (``schittkowski_213``) and regressions of NIST
+    whose parameters differ in scale by a factor of 1e8.
 
     Where a function has several minima, value and solution are those that descent from
-    the start runs into. ``brown_badly_scaled`` (minimizer (1e6, 2e-6)) and
+    the start runs into, and value is None where that depends on the method
+    (``trigonometric_100``). ``brown_badly_scaled`` (minimizer (1e6, 2e-6)) and
     ``powell_singular`` (singular Hessian at the minimizer) are hard in float32.
     """
-    # The global minimum of Freudenstein and Roth is 0 at (5, 4), beyond a ridge.
-    beside = (53 - 4 * 22**0.5) / 3, (2 - 22**0.5) / 3
-    table = (  # name, fun, init, solution, value
-        ("freudenstein_roth", _freudenstein_roth, (0.5, -2), beside, 48.98425367924),
-        ("brown_badly_scaled", _brown_badly_scaled, (1, 1), (1e6, 2e-6), 0.0),
-        ("beale", _beale, (1, 1), (3, 0.5), 0.0),
-        ("helical_valley", _helical_valley, (-1, 0, 0), (1, 0, 0), 0.0),
-        ("powell_singular", _powell_singular, (3, -1, 0, 1), np.zeros(4), 0.0),
-        ("wood", _wood, (-3, -1, -3, -1), np.ones(4), 0.0),
-        ("brown_dennis", _brown_dennis, (25, 5, -5, -1), None, 85822.20162635627),
-        ("trigonometric", _trigonometric, np.full(10, 0.1), None, 2.7950561218792e-5),
-        ("broyden_tridiagonal", _broyden_tridiagonal, -np.ones(10), None, 0.0),
-        ("booth", _booth, (-9, -9), (1, 3), 0.0),
-        ("matyas", _matyas, (-3, 3), (0, 0), 0.0),
-        ("himmelblau", _himmelblau, (5, -5), None, 0.0),
-    )
-    problems = [rosenbrock(2, dtype=dtype), rosenbrock(10, dtype=dtype)]
-    for name, fun, init, solution, value in table:
-        solution = None if solution is None else np.array(solution, dtype)
-        problems.append(
-            Problem(name, fun, np.array(init, dtype), None, solution, value)
+    return tuple(
+        Problem(
+            name,
+            jax.tree.map(lambda data: data.astype(dtype), fun)
+            if isinstance(fun, Partial)
+            else fun,
+            np.array(init, dtype),
+            None,
+            None if solution is None else np.array(solution, dtype),
+            value,
         )
-    return tuple(problems)
+        for name, _, fun, init, solution, value in _classical.TABLE
+    )
 
 
 # With data.
 
 
-def linear_data(n=200, d=5, seed=0, noise=0.1, *, dtype=np.float32):
+def linear_data(n=200, d=5, seed=0, noise=0.1, *, dtype: Any = np.float32):
     """Rows of a linear model: x of shape (n, d), standard normal, and y of shape (n,).
 
     y = x @ weights + intercept + noise * normal, with random weights and intercept.
@@ -226,91 +226,6 @@ def mlp(
 def _quadratic(matrix, center, params):
     r = params - center
     return 0.5 * jnp.vdot(r, matrix @ r)
-
-
-def _squares(*residuals):
-    return sum(r * r for r in residuals)
-
-
-def _rosenbrock(params):
-    x, y = params[0::2], params[1::2]
-    return jnp.sum(100.0 * (y - x**2) ** 2 + (1.0 - x) ** 2)
-
-
-def _freudenstein_roth(params):  # MGH 2
-    x, y = params
-    return _squares(
-        -13.0 + x + ((5.0 - y) * y - 2.0) * y, -29.0 + x + ((y + 1.0) * y - 14.0) * y
-    )
-
-
-def _brown_badly_scaled(params):  # MGH 4
-    x, y = params
-    return _squares(x - 1e6, y - 2e-6, x * y - 2.0)
-
-
-def _beale(params):  # MGH 5
-    x, y = params
-    return _squares(
-        1.5 - x * (1.0 - y), 2.25 - x * (1.0 - y**2), 2.625 - x * (1.0 - y**3)
-    )
-
-
-def _helical_valley(params):  # MGH 7
-    x, y, z = params
-    # Turned by a quarter, arctan2 has its cut where MGH has it: at x = 0, y < 0, not
-    # through the start.
-    turns = 0.25 - jnp.arctan2(x, y) / (2.0 * jnp.pi)
-    return _squares(10.0 * (z - 10.0 * turns), 10.0 * (jnp.hypot(x, y) - 1.0), z)
-
-
-def _powell_singular(params):  # MGH 13
-    a, b, c, d = params
-    return _squares(
-        a + 10.0 * b, 5.0**0.5 * (c - d), (b - 2.0 * c) ** 2, 10.0**0.5 * (a - d) ** 2
-    )
-
-
-def _wood(params):  # MGH 14
-    a, b, c, d = params
-    return (
-        _squares(10.0 * (b - a**2), 1.0 - a)
-        + _squares(90.0**0.5 * (d - c**2), 1.0 - c)
-        + _squares(10.0**0.5 * (b + d - 2.0), 10.0**-0.5 * (b - d))
-    )
-
-
-def _brown_dennis(params):  # MGH 16, m = 20
-    a, b, c, d = params
-    t = jnp.arange(1, 21, dtype=params.dtype) / 5.0
-    inner = (a + t * b - jnp.exp(t)) ** 2 + (c + d * jnp.sin(t) - jnp.cos(t)) ** 2
-    return jnp.sum(inner**2)
-
-
-def _trigonometric(params):  # MGH 26
-    loss = 1.0 - jnp.cos(params)
-    i = jnp.arange(1, params.size + 1, dtype=params.dtype)
-    return jnp.sum((jnp.sum(loss) + i * loss - jnp.sin(params)) ** 2)
-
-
-def _broyden_tridiagonal(params):  # MGH 30
-    before, after = jnp.pad(params[:-1], (1, 0)), jnp.pad(params[1:], (0, 1))
-    return jnp.sum(((3.0 - 2.0 * params) * params - before - 2.0 * after + 1.0) ** 2)
-
-
-def _booth(params):  # JY
-    x, y = params
-    return _squares(x + 2.0 * y - 7.0, 2.0 * x + y - 5.0)
-
-
-def _matyas(params):  # JY
-    x, y = params
-    return 0.26 * (x**2 + y**2) - 0.48 * x * y
-
-
-def _himmelblau(params):  # JY
-    x, y = params
-    return _squares(x**2 + y - 11.0, x + y**2 - 7.0)
 
 
 # Objectives with data: means over the rows of a batch.

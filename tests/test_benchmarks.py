@@ -12,9 +12,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks are not part of the installed package
 
-from benchmarks import _measure, peers  # noqa: E402
+from benchmarks import _measure, classical, peers  # noqa: E402
 from benchmarks.__main__ import NAMES, parsed  # noqa: E402
 from benchmarks._measure import Missing, Options  # noqa: E402
+from benchmarks._picture import pictures  # noqa: E402
 from jaxgd import problems  # noqa: E402
 
 NEEDED = {
@@ -116,3 +117,79 @@ def test_peers_take_the_same_steps(maker):
     ours = runner(problem, 8, 7, learning_rate=0.1)()
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(other()), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6)
+
+
+def test_a_suggested_rate_is_judged_by_a_grid():
+    pytest.importorskip("sklearn")
+    from benchmarks import rate_search
+
+    row = rate_search.measured("diabetes", "plain", None, {"epochs": 10})
+    assert row["size"] == "all rows, 10 epochs"
+    assert row["objective_ratio"] == row["reached"] / row["best_reached"]
+    assert row["objective_ratio"] <= rate_search.AIM
+    assert row["suggestion"] < row["stable_limit"]
+    assert (row["diverged"], row["other_orders"]) == (0, row["objective_ratio"])
+
+
+def not_a_number(params):
+    return params.sum() / 0.0 - params.sum() / 0.0
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", classical.SOLVERS)
+def test_solvers_solve_and_nan_is_never_solved(name):
+    try:
+        solve = classical.SOLVERS[name]()
+    except Missing as missing:
+        pytest.skip(str(missing))
+    problem = next(
+        p for p in problems.classical(dtype=np.float64) if p.name == "himmelblau"
+    )
+    row = classical.row_of(problem, name, solve(problem))
+    assert row["solved"]
+    assert row["finite"]
+    assert row["grad_max"] <= 1e-5
+    assert abs(row["excess"]) < 1e-9
+    assert 5 < row["evaluations"] < 500
+    lost = classical.row_of(problem, name, solve(problem._replace(fun=not_a_number)))
+    assert not lost["solved"]
+    assert not lost["finite"]
+    assert lost["value"] is None
+    json.dumps(lost, allow_nan=False)
+
+
+@pytest.mark.usefixtures("x64")
+def test_scipy_stops_at_the_limit(monkeypatch):
+    monkeypatch.setattr(classical, "LIMIT", 20)
+    problem = problems.rosenbrock(dtype=np.float64)
+    row = classical.row_of(problem, "CG", classical.of_scipy("CG")(problem))
+    assert not row["solved"]
+    assert row["finite"]
+
+
+def solver_rows(solver, evaluations, solved):
+    pairs = zip("abcd", evaluations, solved, strict=True)
+    return [
+        {
+            "name": name,
+            "solver": solver,
+            "evaluations": n,
+            "solved": yes,
+            "finite": True,
+        }
+        for name, n, yes in pairs
+    ]
+
+
+def test_the_profile_counts_in_evaluations_of_the_best(tmp_path, capsys):
+    rows = solver_rows("jaxgd", (10, 30, 7, 1), (True, True, True, False))
+    rows += solver_rows("other", (20, 10, 7, 2), (True, True, False, False))
+    found = classical.ratios(rows)
+    np.testing.assert_array_equal(found["jaxgd"], [1, 3, 1, np.inf])
+    np.testing.assert_array_equal(found["other"], [2, 1, np.inf, np.inf])
+    classical.show(rows)
+    out = capsys.readouterr().out
+    assert "jaxgd, not solved: d" in out
+    assert "other, not solved: c, d" in out
+    assert [path.name for path in pictures(rows, tmp_path)] == ["classical.png"]
+    assert (tmp_path / "classical.png").stat().st_size > 10_000

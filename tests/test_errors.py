@@ -439,12 +439,6 @@ REFUSED = [
     ),
     # learning_rate
     (
-        "rate_missing",
-        regression(learning_rate=None, batch_size=4),
-        ValueError,
-        "learning_rate missing pass 0.1 optimizer",
-    ),
-    (
         "rate_negative",
         regression(learning_rate=-0.1),
         ValueError,

@@ -85,7 +85,9 @@ Converged after 17 steps. The gradient is small.
   stop rule      gradient norm 4.31584e-05 <= 5.75685e-05: holds
   learning rate  0.25
   steps          17 of at most 1000
-  evaluations    18""",
+  evaluations    18
+  diagnosis      good: The rate is 0.25 times the stable limit 1 (2 over the \
+curvature 2).""",
     ),
     "one step": (
         lambda: descend(max_steps=1),
@@ -96,7 +98,9 @@ Stopped after 1 step. The limit on steps was reached.
   stop rule      gradient norm 2.82843 <= 5.75685e-05: does not hold
   learning rate  0.25
   steps          1, the limit
-  evaluations    2""",
+  evaluations    2
+  diagnosis      good: The rate is 0.25 times the stable limit 1 (2 over the \
+curvature 2).""",
     ),
     "stalled": (
         lambda: descend(learning_rate=0.0),
