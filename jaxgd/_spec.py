@@ -333,17 +333,25 @@ def _optimizer_fits(spec: Spec, numbers: Numbers, rows, key, value, grad) -> Non
     evaluation_params(new, params)
 
 
+_ASKS_FOR_A_VALUE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+
+
 def _called(what, fix, call) -> Any:
     """``call()``; where it fails as calls with wrong arguments do, an error says so."""
     try:
         return call()
-    except jax.errors.JAXTypeError as error:
+    except _ASKS_FOR_A_VALUE as error:
         came = f"asked for the value of a number that is data ({type(error).__name__})"
         fix = "pass a ready rule instead of a factory, or use jnp.where and lax.cond"
         raise TypeError(f"optimizer must be {what} {came}: {fix}.") from error
     except Exception as error:
         is_kind = type(error) in (TypeError, AttributeError)
-        if not is_kind and type(error) not in (ValueError, KeyError, IndexError):
+        known = is_kind or type(error) in (ValueError, KeyError, IndexError)
+        if not known or str(error).startswith("optimizer must"):
             raise
         text = short(" ".join(str(error).split()), 120).rstrip(".")
         came = f"raised {type(error).__name__}: {text}"

@@ -613,13 +613,13 @@ REFUSED = [
         "factory_returns_none",
         regression(optimizer=lambda rate: None, learning_rate=0.1),
         TypeError,
-        "optimizer rule lambda None return",
+        "optimizer rule lambda None return~what~an~optax~factory~returns",
     ),
     (
         "factory_returns_factory",
         regression(optimizer=lambda rate: optax.adam, learning_rate=0.1),
         TypeError,
-        "optimizer rule lambda adam return",
+        "optimizer rule lambda adam return~what~an~optax~factory~returns",
     ),
     (
         "factory_branches_on_rate",
