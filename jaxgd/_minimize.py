@@ -295,6 +295,7 @@ def _parts(spec: Spec, numbers: Numbers, state: State, rule):
         size=size,
         with_key=spec.with_key,
         within=spec.small,
+        lanes=spec.lanes,
     )
     full = _full_pass(spec, numbers, run.key)
     once = partial(jax.jit, inline=True)  # traced once, wherever the loop calls it

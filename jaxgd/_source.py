@@ -54,10 +54,14 @@ class Source(NamedTuple):
     batch: Callable  # input of one step -> Batch
 
 
-def resident(data, key, *, batch_size, strata, size, with_key, within=False) -> Source:
+def resident(
+    data, key, *, batch_size, strata, size, with_key, within=False, lanes=False
+) -> Source:
     """Rows of arrays on the device; ``batch_size=None`` takes all rows every step.
 
     ``within``: the rows are computed within a loop that is one function already.
+    ``lanes``: under vmap, where XLA ends the process over a function that is none of
+    the lanes' (``Check failed: slice_to_buffer_table_index_``).
     """
 
     def keys(step, closing):
@@ -87,7 +91,7 @@ def resident(data, key, *, batch_size, strata, size, with_key, within=False) -> 
         return rows_of_steps(key, n, batch_size, strata, step, size)
 
     def inputs(step, closing):
-        rows = order(key, step) if within else on_cpu(order, key, step)
+        rows = order(key, step) if within or lanes else on_cpu(order, key, step)
         if within:
             rows = lax.platform_dependent(
                 rows, cpu=partial(_touched, data), default=lambda rows: rows

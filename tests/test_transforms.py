@@ -264,3 +264,24 @@ def test_static_chunks_agree_with_the_traced_loop(monkeypatch):
                 getattr(static, name),
                 getattr(traced, name),
             )
+
+
+def test_rates_as_lanes_of_exact_steps_within_jit():
+    """XLA ended the process: the rows of all lanes are computed once, by no lane."""
+    problem = jaxgd.problems.logistic(penalty=1e-3)
+
+    def run(rate):
+        return jaxgd.minimize(
+            problem.fun,
+            problem.init,
+            problem.data,
+            batch_size=32,
+            epochs=3,
+            stop=None,
+            history_rows=0,
+            learning_rate=rate,
+        ).value
+
+    rates = np.geomspace(1e-3, 1, 4).astype(np.float32)
+    together = jax.jit(jax.vmap(run))(rates)
+    np.testing.assert_allclose(together, [run(rate) for rate in rates], rtol=1e-5)
