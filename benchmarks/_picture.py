@@ -89,6 +89,7 @@ def profile_picture(ratios: dict[str, np.ndarray], path: Path) -> Path:
     ax.set_xlabel("evaluations, as a multiple of the best solver's on the problem")
     ax.set_ylabel("share of problems solved")
     ax.set_title(f"{problems} classical problems, default settings, no tuning")
+    ax.xaxis.set_major_formatter(lambda ratio, _: f"{ratio:g}")
     ax.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     ax.grid(alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)

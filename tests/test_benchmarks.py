@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -176,6 +177,8 @@ def solver_rows(solver, evaluations, solved):
             "evaluations": n,
             "solved": yes,
             "finite": True,
+            "value": 1.0,
+            "excess": 0.5 if name == "b" else None,
         }
         for name, n, yes in pairs
     ]
@@ -190,6 +193,7 @@ def test_the_profile_counts_in_evaluations_of_the_best(tmp_path, capsys):
     classical.show(rows)
     out = capsys.readouterr().out
     assert "jaxgd, not solved: d" in out
+    assert re.search(r"jaxgd +3  75.0% +0 +1.00 +1\n", out)
     assert "other, not solved: c, d" in out
     assert [path.name for path in pictures(rows, tmp_path)] == ["classical.png"]
     assert (tmp_path / "classical.png").stat().st_size > 10_000
