@@ -421,6 +421,7 @@ def _hyperparams(hyperparams):
         name: value.item()
         if not _tree.is_traced(value)
         and getattr(value, "ndim", None) == 0
+        and not jnp.issubdtype(value.dtype, jax.dtypes.extended)
         and np.dtype(value.dtype).kind in "biu"
         else value
         for name, value in (hyperparams or {}).items()

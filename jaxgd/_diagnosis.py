@@ -137,6 +137,9 @@ def diagnose(result) -> Diagnosis:
         return _unknown("0 steps were taken, which tell nothing of the rate.")
     if rule == "search":
         return _unknown(_of_search(result))
+    if rule == "average" and result.status != Status.DIVERGED:
+        took = f"The {int(result.steps)} steps were not taken from the points judged"
+        return _unknown(f"{took}, so they tell nothing of the rate.")
     if batch_size is not None or np.size(result.state.run.met) == 0:
         return _with_noise(result, rule)
     bold, curvature = _largest(result)

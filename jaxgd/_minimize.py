@@ -230,7 +230,7 @@ def _go(spec: Spec, numbers: Numbers, state: State, limit) -> Outcome:
     else:
         end = run_to(parts, state, limit)
         if spec.batch_size is None and has_evaluation_params(end.state.opt_state):
-            end = end._replace(full=full(end.state), extra=end.extra + 1)
+            end = end._replace(extra=end.extra + 1)  # the last look, of two points
     run = end.state.run
     found = (
         ()
@@ -274,9 +274,11 @@ def _parts(spec: Spec, numbers: Numbers, state: State, rule):
     if spec.has_aux and spec.batch_size is None:
         wanted.add("aux")
     plain, searches = spec.optimizer is None, _searches(state.opt_state)
-    if searches:
+    apart = spec.batch_size is None and has_evaluation_params(state.opt_state)
+    if searches or apart:
         wanted.add("evaluations")
-    if _same_objective(spec) and "update_norm" in wanted and not plain | searches:
+    told = plain or searches or apart
+    if _same_objective(spec) and "update_norm" in wanted and not told:
         wanted.add("slope")
     step = descent_step(
         objective,
@@ -285,6 +287,7 @@ def _parts(spec: Spec, numbers: Numbers, state: State, rule):
         size_of_update=partial(_size_of_plain_update, rate) if plain else None,
         idle=partial(_rate_is_zero, rate) if scheduled and rate else None,
         reuse=_reuses(spec, state),
+        apart=apart,
     )
     size = chunk_size(numbers.data, spec.batch_size, spec.work)
     source = resident(
@@ -559,7 +562,9 @@ def _finished(spec: Spec, outcome: Outcome) -> Result:
 def _kind(spec: Spec, state: State) -> str:
     if spec.optimizer is None:
         return "plain"
-    return "search" if _searches(state.opt_state) else "other"
+    if _searches(state.opt_state):
+        return "search"
+    return "average" if has_evaluation_params(state.opt_state) else "other"
 
 
 def _numpy(record):

@@ -80,7 +80,7 @@ class Setting(NamedTuple):
     n: int | None
     batch_size: int | None
     stop: bool  # whether there was a stop rule
-    rule: str  # "plain" descent, one with a line "search", or an "other"
+    rule: str  # "plain" descent, a line "search", an "average", or an "other"
 
 
 @jax.tree_util.register_dataclass

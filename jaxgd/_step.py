@@ -14,7 +14,13 @@ import optax
 
 from jaxgd import _check, _tree
 from jaxgd._gradient import Batch, Objective, make_objective
-from jaxgd._rules import known_point, rate_used, require_rule, trial_points
+from jaxgd._rules import (
+    evaluation_params,
+    known_point,
+    rate_used,
+    require_rule,
+    trial_points,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -144,13 +150,15 @@ def descent_step(
     size_of_update: Callable | None = None,
     idle: Callable | None = None,
     reuse: bool = False,
+    apart: bool = False,
 ) -> Callable[[State, Batch], tuple[State, Info]]:
     """The one step behind every driver; computes no norm that is not ``wanted``.
 
     ``size_of_update(step, grad_norm)``: the norm of the update where arithmetic
     gives it without looking at the update. ``idle(step)``: whether a schedule has the
     step stand still, which is no sign that the run does. ``reuse``: the state of the
-    rule holds value and gradient at the parameters.
+    rule holds value and gradient at the parameters. ``apart``: the rule is judged at
+    parameters of its own, and what is seen of an iterate is seen there.
     """
     precise = "precise" in wanted
 
@@ -160,6 +168,12 @@ def descent_step(
             (value, grad), aux = known_point(state.opt_state), None
         else:
             (value, aux), grad = objective.value_and_grad(params, *batch)
+        seen, seen_grad = value, grad
+        if apart:
+            judged = evaluation_params(state.opt_state, params)
+            (seen, aux), seen_grad = objective.value_and_grad(judged, *batch)
+            finite = jnp.isfinite(value) & _tree.all_finite(grad)
+            seen = jnp.where(finite, seen, jnp.nan)
         updates, opt_state = optimizer.update(
             grad,
             state.opt_state,
@@ -171,7 +185,7 @@ def descent_step(
         # A rule may compute in a wider type than it started in; a scan may not.
         opt_state = _tree.cast_like(opt_state, state.opt_state)
         moved = optax.apply_updates(params, updates)
-        grad_norm = (_tree.safe_norm if precise else _tree.norm)(grad, dtype)
+        grad_norm = (_tree.safe_norm if precise else _tree.norm)(seen_grad, dtype)
 
         def wants(name, compute):
             return jax.lax.stop_gradient(compute()) if name in wanted else None
@@ -182,15 +196,16 @@ def descent_step(
             return _tree.norm(updates, dtype)
 
         info = Info(
-            value=value.astype(dtype),
+            value=seen.astype(dtype),
             grad_norm=grad_norm,
             update_norm=wants("update_norm", update_norm),
             learning_rate=wants("learning_rate", lambda: rate_used(opt_state, dtype)),
             aux=aux if "aux" in wanted else None,
             evaluations=wants(
-                "evaluations", lambda: (0 if reuse else 1) + trial_points(opt_state)
+                "evaluations",
+                lambda: (0 if reuse else 1 + apart) + trial_points(opt_state),
             ),
-            grad_max=wants("grad_max", lambda: _tree.largest(grad, dtype)),
+            grad_max=wants("grad_max", lambda: _tree.largest(seen_grad, dtype)),
             params_norm=wants("params_norm", lambda: _tree.norm(params, dtype)),
             moved=wants("moved", lambda: _moved(idle, state.step, moved, params)),
             slope=wants("slope", lambda: _tree.dot(grad, updates, dtype)),

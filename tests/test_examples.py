@@ -72,3 +72,28 @@ def test_inside_jit_vmap_grad():
         Status.DIVERGED,
     ]
     np.testing.assert_allclose(derivatives, differences, rtol=5e-3)
+
+
+def test_learning_rates(tmp_path):
+    pytest.importorskip("sklearn")
+    results = load("learning_rates").main(tmp_path / "rates.png", max_steps=300)
+    verdicts = [result.diagnosis.verdict for result in results.values()]
+    assert verdicts[:4] == ["too small", "good", "edge of stability", "too large"]
+    assert results["too large"].status == Status.DIVERGED
+    none = results["no rate given"]
+    assert none.status == Status.GRADIENT_SMALL
+    assert none.steps < 100
+    assert (tmp_path / "rates.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_no_tuning():
+    pytest.importorskip("sklearn")
+    results = load("no_tuning").main(max_steps=200, epochs=3)
+    assert len(results) == 3
+    for runs in results.values():
+        whole, mini, given = runs.values()
+        assert np.isfinite(whole.value)
+        assert mini.status == Status.MAX_STEPS
+        assert mini.value < mini.history.value[0]
+        assert not whole.value > mini.value
+        assert given.status in (Status.MAX_STEPS, Status.DIVERGED)

@@ -400,3 +400,17 @@ def test_a_rule_of_complex_parameters():
     expected = run(of_real, pair, optimizer=ADAM).params
     assert actual.dtype == np.complex64
     assert_close({"real": actual.real, "imag": actual.imag}, expected)
+
+
+@pytest.mark.parametrize(
+    "rule", [contrib.schedule_free_sgd(0.3, b1=0.5), contrib.schedule_free_adamw(0.1)]
+)
+def test_batch_descent_stops_by_what_it_returns(rule):
+    stop = jaxgd.gradient_norm(atol=1e-3)
+    result = minimize(rule, stop=stop, max_steps=3000)
+    assert result.status == jaxgd.Status.GRADIENT_SMALL
+    assert result.grad_norm <= 1e-3
+    assert result.criteria[0].measured == result.grad_norm
+    own = jax.grad(loss)(result.params, (X, Y))
+    np.testing.assert_allclose(optax.tree.norm(own), result.grad_norm, rtol=0.02)
+    assert result.evaluations == 2 * (int(result.steps) + 1)
