@@ -170,7 +170,7 @@ def _largest(result) -> tuple[float, float]:
 def _verdict(result, rule, bold) -> str:
     if result.status == Status.DIVERGED:
         return "too large"
-    if np.isnan(bold):
+    if not bold > 0:
         return "unknown"
     if bold < _SMALL:
         return "too small"
@@ -196,10 +196,7 @@ def _falls(result) -> bool:
 
 def _plain_words(result, verdict, bold, stable) -> str:
     if verdict == "unknown":
-        return (
-            "0 steps were long enough for the objective to tell the curvature from "
-            "rounding."
-        )
+        return _nothing_told(result, bold)
     if np.isnan(stable) and verdict == "too large":
         return _after_divergence(result)
     if np.isnan(stable):  # only a bound on the boldness is known
@@ -227,15 +224,28 @@ def _other_words(result, verdict, bold, stable) -> str:
     del stable
     if result.status == Status.DIVERGED:
         return _after_divergence(result)
-    if verdict == "unknown" and np.isnan(bold):
-        return "0 steps were long enough for the objective to tell them from rounding."
+    if verdict == "unknown" and not bold > 0:
+        return _nothing_told(result, bold)
     at = f"Its boldest step went {_n(bold)} times as far as the minimum along its line"
     if verdict == "too small":
         return f"{at}: the rate could be up to {_n(1 / bold)} times larger."
     return f"{at}.{_more_steps(result)}"
 
 
+def _nothing_told(result, bold) -> str:
+    steps = int(result.steps)
+    if bold <= 0:
+        along = f"Along the {steps} steps the objective never curved up"
+        return f"{along}: no rate is too large."
+    return (
+        f"The {steps} steps do not tell the curvature: they are too short for the "
+        "digits of the objective, or nothing of them was recorded."
+    )
+
+
 def _of_search(result) -> str:
+    if abs(float(result.value)) > 1e-2 * np.finfo(np.asarray(result.value).dtype).max:
+        return f"The objective is {_n(result.value)}: it seems to be unbounded below."
     rates = result.history.learning_rate
     rates = rates[np.isfinite(rates) & (rates > 0)]
     text = "The rule chooses its own rates"
@@ -292,6 +302,11 @@ def _with_noise(result, rule) -> Diagnosis:
 
 def _after_divergence(result) -> str:
     steps = int(result.steps)
+    if steps == 0:
+        return (
+            "It blew up in step 1: leave the rate out, or race rates with "
+            "jaxgd.find_learning_rate."
+        )
     text = f"It blew up after {steps} step{'' if steps == 1 else 's'}"
     history = result.history
     if result.setting.rule != "plain" or not history.step.size:

@@ -321,8 +321,12 @@ def _parts(spec: Spec, numbers: Numbers, state: State, rule):
 
 def _reuses(spec: Spec, state: State) -> bool:
     """Whether a step finds value and gradient where the one before it left them."""
-    known = known_point(state.opt_state) is not None
-    return known and _same_objective(spec) and not spec.has_aux
+    known = known_point(state.opt_state)
+    if known is None or not _same_objective(spec) or spec.has_aux:
+        return False
+    # In fewer bits two objectives may look the same (see ``_seen_again``).
+    leaves = jax.tree.leaves((state.params, known))
+    return all(jnp.finfo(leaf.dtype).bits >= 32 for leaf in leaves)
 
 
 def _same_objective(spec: Spec) -> bool:
@@ -341,7 +345,7 @@ def _seen_again(spec: Spec, numbers: Numbers, state: State):
     (value, _), grad = objective.value_and_grad(state.params, numbers.data, None)
     known = known_point(state.opt_state)
     dtype = _tree.real_dtype(state.params)
-    eps = 64 * jnp.finfo(value.dtype).eps
+    eps = 16 * jnp.finfo(value.dtype).eps
     near = jnp.abs(value - known[0]) <= eps * jnp.abs(value)
     apart = _tree.norm(_tree.subtract(grad, known[1]), dtype)
     most = jnp.fmax(_tree.norm(grad, dtype), Met(*state.run.met).steepest)

@@ -18,11 +18,9 @@ from jaxgd import _tree
 from jaxgd._parameter_free import ParabolicRMSState
 from jaxgd._spectral import BarzilaiBorweinState
 
-_SEARCHES = (
-    BarzilaiBorweinState,
-    optax.ScaleByBacktrackingLinesearchState,
-    optax.ScaleByZoomLinesearchState,
-)
+# Searches whose state tells value and gradient of the point they arrive at. Of optax's
+# backtracking it is the last trial's, accepted or not.
+_SEARCHES = (BarzilaiBorweinState, optax.ScaleByZoomLinesearchState)
 
 # Where a state keeps parameters of its own: SAM, parabolic_rms, schedule-free.
 _OWN_PARAMS = ("cache", "average", "z")

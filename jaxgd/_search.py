@@ -18,10 +18,12 @@ from jaxgd import _tree
 from jaxgd._check import check_all
 from jaxgd._gradient import even_block
 from jaxgd._minimize import _go, _start
+from jaxgd._parameter_free import parabolic_rms
 from jaxgd._rules import describe, is_rule
 from jaxgd._sharpness import sharpness
 from jaxgd._source import pass_block, pass_key
 from jaxgd._spec import Numbers, Spec, dtype_of, is_real, objective_of, short
+from jaxgd._spectral import barzilai_borwein
 
 # Measured on 7 tasks x 4 batch sizes x 3 rules (benchmarks/rate_search.py). The best
 # rate after a tenth of a run is no good one at its end in a third of all cases (20 of
@@ -55,8 +57,7 @@ class LearningRateSearch:
     """What a race of learning rates found.
 
     Attributes:
-      suggestion: the rate to take; NaN where no rate lowers or raises the objective, or
-        all diverge.
+      suggestion: the rate to take; NaN where no rate that raced lowers the objective.
       learning_rates: (lanes,), the rates that ran the whole length, ascending.
       values: (lanes,), the full objective that each of them reached; inf where the run
         diverged.
@@ -111,10 +112,11 @@ class LearningRateSearch:
 
     def __str__(self) -> str:
         rates = self.learning_rates
+        reached = "" if np.isnan(self.suggestion) else f" -> {self.reached:.6g}"
         raced = f"{_rates(rates.size)} from {rates[0]:.3g} to {rates[-1]:.3g}"
         lines = [
             ("rule", self.rule),
-            ("objective", f"{self.start:.6g} -> {self.reached:.6g}"),
+            ("objective", f"{self.start:.6g}{reached}"),
             ("raced", f"{raced}, {_steps(self.steps)} each"),
         ]
         for heat in self.heats[:-1]:
@@ -128,7 +130,9 @@ class LearningRateSearch:
         if np.isnan(self.suggestion):
             head = "No learning rate can be suggested: "
             stuck = np.isfinite(self.values).all()
-            head += "none moves the objective." if stuck else "all diverge."
+            head += (
+                "none lowers the objective." if stuck else "all diverge or raise it."
+            )
         elif self.suggestion in rates[[0, -1]] and rates.size > 1:
             end = "smallest" if self.suggestion == rates[0] else "largest"
             head += f" It is the {end} of those that raced."
@@ -396,10 +400,11 @@ def _widened(run, race: _Race, scale, low, spacing, blocks):
 
 
 def _suggested(heat: Heat, start: float, choose: Callable) -> float:
-    finite = np.isfinite(heat.values)
-    if not finite.any() or not np.isfinite(start) or (heat.values == start).all():
+    if not np.isfinite(start) or not (heat.values < start).any():
         return float("nan")
-    return float(heat.learning_rates[choose(heat, start)])
+    chosen = choose(heat, start)
+    lowers = heat.values[chosen] < start
+    return float(heat.learning_rates[chosen]) if lowers else float("nan")
 
 
 def _lowest(heat: Heat, start: float) -> int:
@@ -452,6 +457,11 @@ def _require_factory(optimizer) -> None:
             "optimizer must be a factory, since a ready rule has its rate already, got "
             f"{describe(optimizer)}: pass for example optimizer=optax.adam, and what "
             'else it takes in hyperparams, such as {"b1": 0.95}.'
+        )
+    if optimizer in (barzilai_borwein, parabolic_rms):
+        raise ValueError(
+            "optimizer must be a factory that takes a rate, got "
+            f"{describe(optimizer)}, which needs none: call minimize with it."
         )
 
 

@@ -96,8 +96,9 @@ def barzilai_borwein(
     exhausted, and all further updates are 0.
 
     An update evaluates value and gradient at each trial point, mostly one, and leaves
-    those of the accepted one in its state. ``minimize`` does not evaluate them again;
-    in a loop of your own ``optax.value_and_grad_from_state`` finds them.
+    those of the accepted one in its state. Batch descent by ``minimize`` does not
+    evaluate them again (unless ``has_aux``, ``with_key`` or fewer than 32 bits ask for
+    it); in a loop of your own ``optax.value_and_grad_from_state`` finds them.
 
     Args:
       memory: how many past values the new one is compared with; 1 makes the descent

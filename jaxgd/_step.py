@@ -174,13 +174,20 @@ def descent_step(
             (seen, aux), seen_grad = objective.value_and_grad(judged, *batch)
             finite = jnp.isfinite(value) & _tree.all_finite(grad)
             seen = jnp.where(finite, seen, jnp.nan)
+        # Only line searches differentiate it, which no reverse mode goes through.
+        searches = known_point(state.opt_state) is not None
+        value_fn = (
+            objective.value_fn(*batch)
+            if searches
+            else (lambda p: objective.value(p, *batch))
+        )
         updates, opt_state = optimizer.update(
             grad,
             state.opt_state,
             params,
             value=value,
             grad=grad,
-            value_fn=objective.value_fn(*batch),
+            value_fn=value_fn,
         )
         # A rule may compute in a wider type than it started in; a scan may not.
         opt_state = _tree.cast_like(opt_state, state.opt_state)

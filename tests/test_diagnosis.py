@@ -257,3 +257,16 @@ def test_it_is_part_of_the_dict():
         "verdict": "good",
         "advice": result.diagnosis.advice,
     }
+
+
+@pytest.mark.parametrize("fun", [lambda x: -jnp.sum(x**2), lambda x: -jnp.sum(x)])
+def test_where_nothing_curves_up_no_rate_is_called_too_small(fun):
+    result = jaxgd.minimize(fun, jnp.ones(1), learning_rate=0.01, max_steps=20)
+    found = result.diagnosis
+    assert found.verdict == "unknown"
+    assert "never curved up" in found.advice
+
+
+def test_an_objective_without_a_bound_is_called_that():
+    found = jaxgd.minimize(lambda x: -jnp.sum(x**2), jnp.ones(2)).diagnosis
+    assert "unbounded below" in found.advice

@@ -434,3 +434,27 @@ def test_mini_batches_search_on_their_own_rows():
         epochs=20,
     )
     assert result.value < ridge.value + 0.01
+
+
+def test_a_state_is_no_excuse_behind_a_steep_start_or_few_bits():
+    far = lambda x, s: 1000.0 + jnp.sum((x - s) ** 2)
+    stop = jaxgd.gradient_norm(1e-3)
+    first = jaxgd.minimize(far, jnp.array([1e4]), args=(0.0,), stop=stop)
+    rest = jaxgd.minimize(
+        far, jnp.array([1e4]), args=(0.05,), stop=stop, state=first.state
+    )
+    np.testing.assert_allclose(rest.params, 0.05, atol=1e-3)
+    few = lambda x, s: (1 + jnp.sum((x - s) ** 2)).astype(jnp.bfloat16)
+    start = jnp.array([4.0], jnp.bfloat16)
+    first = jaxgd.minimize(few, start, args=(0.0,))
+    rest = jaxgd.minimize(few, start, args=(0.5,), state=first.state)
+    np.testing.assert_allclose(np.asarray(rest.params, float), 0.5, atol=0.02)
+
+
+def test_a_backtracking_search_that_fails_is_not_taken_for_a_divergence():
+    fun = lambda x: jnp.where(x < 0, jnp.nan, x - 1e-4 * jnp.log(jnp.abs(x)))
+    for store in (True, False):
+        search = optax.scale_by_backtracking_linesearch(3, store_grad=store)
+        rule = optax.chain(optax.sgd(1.0), search)
+        result = jaxgd.minimize(fun, jnp.float32(1e-2), optimizer=rule, max_steps=5)
+        assert (result.status, result.steps) == (Status.MAX_STEPS, 5)
