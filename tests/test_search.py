@@ -131,7 +131,7 @@ def test_objectives_below_zero():
 @pytest.mark.parametrize(
     ("fun", "said"),
     [
-        (lambda p, batch: jnp.sum(p) * 0.0 + jnp.mean(batch[1]), "none moves"),
+        (lambda p, batch: jnp.sum(p) * 0.0 + jnp.mean(batch[1]), "none lowers"),
         (lambda p, batch: jnp.sum(p) * jnp.nan, "all diverge"),
     ],
 )
@@ -254,3 +254,16 @@ def test_report_and_picture():
     assert axes.get_xscale() == "log"
     assert found.plot(axes) is axes
     plt.close("all")
+
+
+def test_a_rate_that_raises_the_objective_is_no_suggestion():
+    found = search(learning_rates=[1e3], max_steps=3)
+    assert np.isnan(found.suggestion)
+    assert "none lowers" in str(found) or "all diverge" in str(found)
+    assert "->" not in str(found)
+
+
+@pytest.mark.parametrize("rule", [jaxgd.barzilai_borwein, jaxgd.parabolic_rms])
+def test_rules_without_a_rate_do_not_race(rule):
+    with pytest.raises(ValueError, match="needs none: call minimize with it"):
+        search(optimizer=rule)
