@@ -40,6 +40,6 @@ def x64():
 
 @pytest.fixture(autouse=True, scope="module")
 def _forget_programs():
-    """Compiled programs of 2000 tests take 8 GB a process; modules share next to none."""
+    """Programs of 2000 tests take 8 GB a process; modules share next to none."""
     yield
     jax.clear_caches()
