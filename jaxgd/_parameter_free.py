@@ -216,7 +216,7 @@ def _parabola(rate, params, direction, value, grad, value_fn):
     dtype = rate.dtype
     eps = jnp.finfo(jnp.result_type(value)).eps
     value = jnp.asarray(value).astype(dtype)
-    slope = jnp.maximum(-_inner(grad, direction, dtype), 0)
+    slope = jnp.maximum(-_tree.dot(grad, direction, dtype), 0)
     first = jnp.abs(value) / jnp.where(slope > 0, slope, 1)
     first = jnp.where((first > 0) & jnp.isfinite(first), first, 1)
     trial = jnp.where(rate > 0, rate, first)
@@ -229,7 +229,7 @@ def _parabola(rate, params, direction, value, grad, value_fn):
     )
     there = jnp.asarray(value_fn(ahead)).astype(dtype)
     # What rounding left of the move decides, or bfloat16 would see curvature in it.
-    linear = _inner(grad, jax.tree.map(_difference, ahead, params), dtype)
+    linear = _tree.dot(grad, jax.tree.map(_difference, ahead, params), dtype)
     excess = there - value - linear
     noise = 4 * eps * jnp.maximum(jnp.abs(value), jnp.abs(there))
     curvature = jnp.where(excess > noise, 2 * excess / trial / trial, 0)
@@ -239,15 +239,6 @@ def _parabola(rate, params, direction, value, grad, value_fn):
 def _difference(a, b):
     wide = _wide(a)
     return a.astype(wide) - b.astype(wide)
-
-
-def _inner(a, b, dtype):
-    """The real inner product over all leaves."""
-    products = [
-        jnp.sum((x.astype(_wide(x)).conj() * y.astype(_wide(x))).real.astype(dtype))
-        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    ]
-    return sum(products, jnp.zeros((), dtype))
 
 
 def _ratio(a, b):

@@ -62,8 +62,13 @@ def _sum_of_squares(tree, dtype, scale=None):
 
 
 def dot(a, b, dtype) -> jax.Array:
-    """The real inner product of two pytrees."""
-    parts = jax.tree.map(lambda x, y: jnp.sum((x.conj() * y).real.astype(dtype)), a, b)
+    """The real inner product of two pytrees, products in at least float32."""
+
+    def part(x, y):
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        return jnp.sum((x.astype(wide).conj() * y.astype(wide)).real.astype(dtype))
+
+    parts = jax.tree.map(part, a, b)
     return sum(jax.tree.leaves(parts), jnp.zeros((), dtype))
 
 
