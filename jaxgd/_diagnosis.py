@@ -200,9 +200,10 @@ def _plain_words(result, verdict, bold, stable) -> str:
     if np.isnan(stable) and verdict == "too large":
         return _after_divergence(result)
     if np.isnan(stable):  # only a bound on the boldness is known
+        resolved = max(bold, float(np.finfo(np.asarray(result.value).dtype).eps))
         return (
-            f"The rate could be more than {_n(1 / max(bold, 1e-30))} times larger: "
-            "the steps are so short that the objective hardly feels any curvature."
+            f"The rate could be more than {_n(1 / resolved)} times larger: the "
+            "steps are so short that the objective hardly feels any curvature."
         )
     times = f"{bold / 2:.3g} times the stable limit {_n(stable)}"
     times += f" (2 over the curvature {_n(2 / stable)})"
