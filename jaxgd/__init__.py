@@ -6,6 +6,7 @@ call.
 
 The rooms, each importing only those after it: ``_benchmark`` (times), ``_search`` (a
 race of rates), ``_sharpness`` (the largest curvature), ``_minimize`` (the front door),
+``_resume`` (taking up a run), ``_program`` (what is compiled),
 ``_step`` (the scan body), ``_check`` and ``_spec`` (arguments, and what a program is
 keyed by), ``_source`` and ``_rows`` (which rows), ``_stop`` (when to stop), ``_loop``
 (the order of events), ``_native`` (small loops on a CPU), ``_rules`` (reading optax),

@@ -18,7 +18,8 @@ import numpy as np
 
 from jaxgd import _tree
 from jaxgd._check import check_all, whole
-from jaxgd._minimize import _go, _parts, _start, _stop_rule, minimize
+from jaxgd._minimize import DEFAULTS, check_names
+from jaxgd._program import go, make_parts, start, stop_rule
 from jaxgd._result import Status
 from jaxgd._source import chunk_size
 from jaxgd._spec import Spec
@@ -26,8 +27,7 @@ from jaxgd._stop import gradient_norm
 
 _MEASURABLE = 0.1  # seconds that one length should take, so that a clock can tell
 _MOST_STEPS = 2**24
-_DEFAULTS: dict[str, Any] = dict(minimize.__kwdefaults__ or {})
-_start_fun, _go_fun = inspect.unwrap(_start), inspect.unwrap(_go)  # not compiled
+_start_fun, _go_fun = inspect.unwrap(start), inspect.unwrap(go)  # not compiled
 
 
 @dataclass(frozen=True)
@@ -195,12 +195,8 @@ def benchmark(
       Williams, Waterman and Patterson, Roofline: an insightful visual performance
       model, CACM 52 (2009).
     """
-    own = {"max_steps", "epochs", "state"}
-    allowed = set(_DEFAULTS) - own
-    for name in like_minimize:
-        if name not in allowed:
-            fix = "pass steps" if name in own else f"choose among {sorted(allowed)}"
-            raise TypeError(f"benchmark takes no argument {name!r}: {fix}.")
+    own: dict[str, str] = dict.fromkeys(("max_steps", "epochs", "state"), "pass steps")
+    check_names("benchmark", like_minimize, own)
     if any(_tree.is_traced(x) for x in jax.tree.leaves((params, data, like_minimize))):
         raise TypeError(
             "benchmark measures time, which nothing does inside jit, vmap or grad: "
@@ -220,7 +216,7 @@ def benchmark(
             "steps must be given with stop=None, whose program has a fixed length, got "
             "None: pass steps=1000."
         )
-    given = {**_DEFAULTS, **like_minimize}
+    given = {**DEFAULTS, **like_minimize}
     if given["stop"] == "auto" and given["batch_size"] is None:
         given["stop"] = gradient_norm(atol=0.0)
     programs = _Programs(fun, params, data, given)
@@ -351,7 +347,7 @@ class _Programs:
         spec = spec._replace(microbatch_size=None, cpu_block=None)
 
         def parts(numbers, state):
-            return _parts(spec, numbers, state, _stop_rule(spec, numbers))[0]
+            return make_parts(spec, numbers, state, stop_rule(spec, numbers))[0]
 
         def first_input(numbers, state):
             inputs = parts(numbers, state).inputs(state.step, jnp.bool_(False))

@@ -17,8 +17,8 @@ import numpy as np
 from jaxgd import _tree
 from jaxgd._check import check_all
 from jaxgd._gradient import even_block
-from jaxgd._minimize import _go, _start
 from jaxgd._parameter_free import parabolic_rms
+from jaxgd._program import go, start
 from jaxgd._rules import describe, is_rule
 from jaxgd._sharpness import sharpness
 from jaxgd._source import pass_block, pass_key
@@ -331,7 +331,7 @@ def _with_rate(numbers: Numbers, rate) -> Numbers:
 @partial(jax.jit, static_argnums=0)
 def _start_lanes(spec: Spec, numbers: Numbers, rates):
     """States before step 0, one a lane."""
-    return jax.vmap(lambda rate: _start(spec, _with_rate(numbers, rate)))(rates)
+    return jax.vmap(lambda rate: start(spec, _with_rate(numbers, rate)))(rates)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -340,7 +340,7 @@ def _go_lanes(spec: Spec, numbers: Numbers, rates, states):
 
     def lane(rate, state):
         no_limit = np.int32(0)  # the length is the program's
-        outcome = _go(spec, _with_rate(numbers, rate), state, no_limit)
+        outcome = go(spec, _with_rate(numbers, rate), state, no_limit)
         judged = outcome.judged
         return outcome.state, outcome.state.params if judged is None else judged
 
