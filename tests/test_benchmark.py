@@ -179,7 +179,7 @@ def test_every_call_traces_and_compiles_for_itself(clock, data):
 def test_auto_leaves_no_step_out(data):
     """A run that converges at once is timed on, or as far as it goes."""
     found = jaxgd.benchmark(
-        half_mean_square, np.zeros(D, np.float32), data, learning_rate=0.1, repeats=2
+        half_mean_square, np.zeros(D, np.float32), data, learning_rate=0.1, repeats=5
     )
     assert found.step_s > 0
 
