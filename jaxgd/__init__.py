@@ -1,10 +1,10 @@
 """Gradient descent in JAX: one compiled, honest, resumable run.
 
-``minimize`` is the one call; ``find_learning_rate`` and ``sharpness`` tell which rate
+``minimize`` is the one call, ``iterate`` the same in steps of a Python loop; ``find_learning_rate`` and ``sharpness`` tell which rate
 to give it; ``make_step`` and ``init_state`` are the manual loop; ``benchmark`` times a
 call.
 
-The rooms, each importing only those after it: ``_benchmark`` (times), ``_search`` (a
+The rooms, each importing only those after it: ``_benchmark`` (times), ``_iterate`` (the host's loop), ``_search`` (a
 race of rates), ``_sharpness`` (the largest curvature), ``_minimize`` (the front door),
 ``_resume`` (taking up a run), ``_program`` (what is compiled),
 ``_step`` (the scan body), ``_check`` and ``_spec`` (arguments, and what a program is
@@ -20,6 +20,7 @@ from jaxgd._benchmark import Benchmark as Benchmark
 from jaxgd._benchmark import benchmark as benchmark
 from jaxgd._diagnosis import Diagnosis as Diagnosis
 from jaxgd._history import History as History
+from jaxgd._iterate import iterate as iterate
 from jaxgd._loop import Check as Check
 from jaxgd._minimize import minimize as minimize
 from jaxgd._parameter_free import ParabolicRMSState as ParabolicRMSState

@@ -239,13 +239,16 @@ def _headline(status: Status) -> str:
         return "Converged"
     if status is Status.DIVERGED:
         return "Diverged"
+    if status is Status.RUNNING:
+        return "Running"
     return "Stopped"
 
 
 def _rows(result: Result, steps, limit):
     setting, batch_size = result.setting, result.setting.batch_size
     value, grad_norm = _number(result.value), _number(result.grad_norm)
-    if batch_size and result.status == Status.MAX_STEPS and np.isnan(result.value):
+    cut = int(result.status) in (Status.MAX_STEPS, Status.RUNNING)
+    if batch_size and cut and np.isnan(result.value):
         value = grad_norm = "not evaluated"
     first = result.history if result.history.step.size else None
     if first is not None and first.step[0] == 0:

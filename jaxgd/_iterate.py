@@ -1,0 +1,164 @@
+"""The same run, driven from Python: a result so far after each so many steps.
+
+This room owns the host's loop. It cuts a run into calls of the very program that
+``minimize`` calls once, which changes no bit, and hands out what each of them reached.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxgd import _tree
+from jaxgd._check import check_all, flag, whole
+from jaxgd._minimize import DEFAULTS, check_names
+from jaxgd._program import finished, go
+from jaxgd._result import Result, Status
+from jaxgd._resume import begin
+from jaxgd._spec import Numbers, Spec
+from jaxgd._step import State
+
+_REFRESH = 0.1  # seconds between two looks of the bar at the numbers
+
+
+def iterate(
+    fun: Callable[..., Any],
+    params: Any,
+    data: Any = None,
+    *,
+    every: int,
+    progress: bool = False,
+    **like_minimize: Any,
+) -> Iterator[Result]:
+    r"""Runs ``minimize(fun, params, data, **like_minimize)``, stopping by on the way.
+
+    The descent is the same, to the bit, whatever ``every`` is: the run of ``minimize``
+    is cut after each ``every`` steps, and what is reached there is handed to the body
+    of your loop. Whatever belongs on the host happens in that body: log, save,
+    validate, ask a clock, ``break``.
+
+    Args:
+      fun, params, data: as for ``minimize``.
+      every: steps between two snapshots. A snapshot costs some tenths of a millisecond,
+        in batch descent also a look at the objective there.
+      progress: show a bar with steps, objective, gradient norm, rate and rows a second;
+        needs the extra ``jaxgd[progress]``.
+      **like_minimize: all other arguments of ``minimize``. ``final_evaluation`` is
+        False here, so a snapshot of a mini-batch run has the value NaN, unless a stop
+        rule has just checked it; with True every snapshot evaluates the objective on
+        all rows. With ``stop=None`` nothing but the limit ends the run.
+
+    Returns:
+      An iterator of at least one ``Result``. Each but the last has the status
+      ``RUNNING``; the last is what ``minimize`` returns. Each is complete:
+      ``snapshot.state`` goes on from there, whatever ended the loop.
+
+    Raises:
+      TypeError, ValueError: as ``minimize``, when ``iterate`` is called.
+      ImportError: ``progress=True`` without tqdm.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxgd
+      >>> def bowl(x):
+      ...     return jnp.sum(x**2)
+      >>> for snapshot in jaxgd.iterate(
+      ...     bowl, jnp.ones(3), every=10, learning_rate=0.01, max_steps=1000
+      ... ):
+      ...     if snapshot.value < 1e-3:
+      ...         break
+      >>> int(snapshot.steps), snapshot.status == jaxgd.Status.RUNNING
+      (200, Array(True, dtype=bool))
+    """
+    check_names("iterate", like_minimize)
+    every = whole("every", every, low=1, high=2**31 - 1)
+    flag("progress", progress)
+    given = {**DEFAULTS, "final_evaluation": False, **like_minimize}
+    if any(_tree.is_traced(x) for x in jax.tree.leaves((params, data, like_minimize))):
+        raise TypeError(
+            "iterate hands its snapshots to Python, so it takes no traced values, got "
+            "one: call it outside jit, vmap and grad, or call minimize."
+        )
+    spec, numbers, limit = check_all(fun, params, data, **given)
+    spec = spec._replace(exactly=None)
+    bar = _bar() if progress else None
+    return _snapshots(
+        spec, numbers, begin(spec, numbers, given["state"]), int(limit), every, bar
+    )
+
+
+def _snapshots(spec: Spec, numbers: Numbers, state: State, limit, every, make_bar):
+    step = int(state.step)
+    end = min(step + limit, 2**31 - 1)
+    running, last = jax.numpy.int32(Status.RUNNING), jax.numpy.int32(end)
+    with nullcontext() if make_bar is None else make_bar(spec, step, end) as show:
+        while True:
+            cut = min(step + every, end)
+            snapshot = finished(spec, go(spec, numbers, state, np.int32(cut - step)))
+            state, step = snapshot.state, int(snapshot.steps)
+            ended = cut == end or int(snapshot.status) != Status.MAX_STEPS
+            if not ended:
+                snapshot = replace(snapshot, status=running)
+            snapshot = replace(snapshot, limit=last)
+            if show is not None:
+                show(snapshot)
+            yield snapshot
+            if ended:
+                return
+
+
+def _bar():
+    """What makes the bar of a run; here, so that a missing package is told at once."""
+    try:
+        from tqdm.auto import tqdm
+    except ImportError as error:
+        raise ImportError(
+            "A progress bar needs tqdm: pip install 'jaxgd[progress]'."
+        ) from error
+
+    class Bar:
+        def __init__(self, spec: Spec, step: int, end: int):
+            self.rows = spec.batch_size or spec.n
+            self.bar = tqdm(total=end, initial=step, unit="step", dynamic_ncols=True)
+            self.since, self.from_step, self.shown = time.perf_counter(), step, 0.0
+
+        def __enter__(self):
+            return self.show
+
+        def __exit__(self, *_):
+            self.bar.close()
+
+        def show(self, snapshot: Result) -> None:
+            now, running = time.perf_counter(), int(snapshot.status) == Status.RUNNING
+            if running and now - self.shown < _REFRESH:
+                return
+            self.shown, steps = now, int(snapshot.steps)
+            told = _in_numbers(snapshot)
+            if self.rows:
+                a_second = (steps - self.from_step) * self.rows / (now - self.since)
+                told["rows/s"] = f"{a_second:.3g}"
+            self.bar.set_postfix(told, refresh=False)
+            self.bar.update(steps - self.bar.n)
+            if not running:
+                if steps < self.bar.total:  # the run ended before its limit
+                    self.bar.total = steps
+
+    return Bar
+
+
+def _in_numbers(snapshot: Result) -> dict[str, str]:
+    """What a bar tells of a snapshot."""
+    history, checks = snapshot.history, snapshot.checks
+    told, row = {}, history.step.size - 1
+    if np.isfinite(snapshot.value):
+        told["objective"], told["gradient"] = snapshot.value, snapshot.grad_norm
+    elif row >= 0:
+        told["batch"], told["gradient"] = history.value[row], history.grad_norm[row]
+    if checks.step.size:
+        told["check"] = checks.value[-1]
+    if row >= 0 and np.isfinite(history.learning_rate[row]):
+        told["rate"] = history.learning_rate[row]
+    return {name: f"{float(number):.4g}" for name, number in told.items()}
