@@ -1,15 +1,16 @@
 """Gradient descent in JAX: one compiled, honest, resumable run.
 
-``minimize`` is the one call, ``iterate`` the same in steps of a Python loop; ``find_learning_rate`` and ``sharpness`` tell which rate
-to give it; ``make_step`` and ``init_state`` are the manual loop; ``benchmark`` times a
-call.
+``minimize`` is the one call, ``iterate`` the same in a Python loop, ``sweep`` many of
+them at once; ``find_learning_rate`` and ``sharpness`` tell which rate to give it;
+``make_step`` and ``init_state`` are the manual loop; ``benchmark`` times a call.
 
-The rooms, each importing only those after it: ``_benchmark`` (times), ``_iterate`` (the host's loop), ``_search`` (a
-race of rates), ``_sharpness`` (the largest curvature), ``_minimize`` (the front door),
-``_resume`` (taking up a run), ``_program`` (what is compiled),
-``_step`` (the scan body), ``_check`` and ``_spec`` (arguments, and what a program is
-keyed by), ``_source`` and ``_rows`` (which rows), ``_stop`` (when to stop), ``_loop``
-(the order of events), ``_native`` (small loops on a CPU), ``_rules`` (reading optax),
+The rooms, each importing only those after it: ``_benchmark`` (times), ``_sweep`` (many
+runs as lanes), ``_iterate`` (the host's loop), ``_search`` (a race of rates),
+``_sharpness`` (the largest curvature), ``_minimize`` (the front door), ``_resume``
+(taking up a run), ``_program`` (what is compiled), ``_step`` (the scan body),
+``_check`` and ``_spec`` (arguments, and what a program is keyed by), ``_source`` and
+``_rows`` (which rows), ``_stop`` (when to stop), ``_lanes`` and ``_loop`` (the order of
+events), ``_native`` (small loops on a CPU), ``_rules`` (reading optax),
 ``_spectral`` and ``_parameter_free`` (steps without a rate), ``_gradient``,
 ``_diagnosis`` (what was wrong with a rate), ``_result``, ``_history``, ``_tree``.
 ``_plot`` is imported when a picture is asked for, and ``problems`` stands alone.
@@ -47,5 +48,7 @@ from jaxgd._stop import gradient_norm as gradient_norm
 from jaxgd._stop import params_change as params_change
 from jaxgd._stop import target_value as target_value
 from jaxgd._stop import value_change as value_change
+from jaxgd._sweep import Sweep as Sweep
+from jaxgd._sweep import sweep as sweep
 
 __version__ = "0.1.0"

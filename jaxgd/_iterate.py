@@ -143,8 +143,7 @@ def _bar():
             self.bar.set_postfix(told, refresh=False)
             self.bar.update(steps - self.bar.n)
             if not running:
-                if steps < self.bar.total:  # the run ended before its limit
-                    self.bar.total = steps
+                self.bar.total = steps  # the run may end before its limit
 
     return Bar
 

@@ -104,6 +104,8 @@ class Parts(NamedTuple):
     next_check: Callable  # (step, checked) -> step of the next full check
     final_evaluation: bool
     lanes: bool  # under vmap
+    axes: tuple  # of vmap, where lanes share one loop
+    advance: Any  # (Parts, Look) -> Look, in place of a loop for one
     small: bool  # whether the time of a step is that of starting its kernels
 
 
@@ -156,6 +158,16 @@ def run_to(parts: Parts, state, limit) -> End:
     return End(look.state, status, full, look.watch, seen, jnp.int32(1))
 
 
+def some(axes, flag):
+    """Whether a flag is set in any lane of these axes."""
+    return lax.pmax(flag.astype(jnp.int32), axes) > 0 if axes else flag
+
+
+def shared(axes, on, number):
+    """The number that all lanes on their way have in common; -1 if none is."""
+    return lax.pmax(jnp.where(on, number, -1), axes) if axes else number
+
+
 def run_exactly(parts: Parts, state, steps: int) -> tuple[Any, Any]:
     """``steps`` steps as a static scan, for reverse mode: (state, status)."""
 
@@ -191,18 +203,19 @@ def _run_with_passes(parts: Parts, look: Look, limit) -> End:
     def segment(end_and_look):
         end, look = end_and_look
         running = look.verdict == Status.RUNNING
-        due = (
-            parts.next_check(look.state.step, look.state.run.checked)
-            if watched
-            else limit
+        at, checked = (
+            shared(parts.axes, running, x)
+            for x in (look.state.step, look.state.run.checked)
         )
+        due = parts.next_check(at, checked) if watched else limit
         goal = jnp.where(running, jnp.minimum(due, limit), look.state.step)
         look = _advance(parts, look._replace(goal=goal, done=jnp.bool_(False)))
         running = look.verdict == Status.RUNNING
         state, run = look.state, look.state.run
         due = (state.step == due) & running & watched
         wanted = due | parts.final_evaluation
-        full = _pass(parts, state, wanted if watched else parts.final_evaluation)
+        any_wants = some(parts.axes, wanted) if watched else parts.final_evaluation
+        full = _pass(parts, state, any_wants)
         bad = ~(jnp.isfinite(full.value) & jnp.isfinite(full.grad_norm)) & wanted
         verdict = look.verdict
         if watched:
@@ -234,8 +247,10 @@ def _run_with_passes(parts: Parts, look: Look, limit) -> End:
                 value=jnp.where(checked, run.seen.value, full.value),
                 grad_norm=jnp.where(checked, run.seen.grad_norm, full.grad_norm),
             )
-        end = End(state, status, full, run.watch, run.seen, extra)
-        return end, look._replace(state=state, verdict=verdict)
+        new = End(state, status, full, run.watch, run.seen, extra)
+        if parts.axes:  # a lane that has ended stays as it was
+            new = _tree.select(end.status == Status.RUNNING, new, end)
+        return new, look._replace(state=state, verdict=verdict)
 
     blank = jax.tree.map(
         lambda s: jnp.zeros(s.shape, s.dtype),
@@ -251,8 +266,11 @@ def _run_with_passes(parts: Parts, look: Look, limit) -> End:
     )
     if not watched:
         return segment((end, look))[0]
-    running = lambda c: c[0].status == Status.RUNNING  # noqa: E731
-    return lax.while_loop(running, segment, (end, look))[0]
+
+    def more(end_and_look):
+        return some(parts.axes, end_and_look[0].status == Status.RUNNING)
+
+    return lax.while_loop(more, segment, (end, look))[0]
 
 
 def _pass(parts: Parts, state, wanted) -> Full:
@@ -272,6 +290,8 @@ def _advance(parts: Parts, entry: Look) -> Look:
     The iterate at the goal is looked at as well, on the batch of the step that would
     leave it: a run that is cut there must not be taken for finite.
     """
+    if parts.advance is not None:
+        return parts.advance(parts, entry)
 
     def static_chunk(look: Look) -> Look:
         state = look.state
@@ -456,6 +476,16 @@ def _judge(parts: Parts, state, infos, count):
         new, code = judge(watch, jax.tree.map(lambda x: _at(x, i), checks), moved[i])
         return new, lax.dynamic_update_index_in_dim(codes, code, i, 0)
 
+    def of_lane(watch, seen):
+        i, check, moved = seen
+        new, code = judge(watch, check, moved)
+        live = i < count
+        return _tree.select(live, new, watch), jnp.where(live, code, Status.RUNNING)
+
+    if parts.axes:  # where ``count`` differs, and with it a trip count would
+        seen = _range(parts.size), checks, moved
+        watch, codes = lax.scan(of_lane, run.watch, seen)
+        return watch, codes, checks
     watch, codes = lax.fori_loop(0, count, one, (run.watch, codes))
     return watch, codes, checks
 

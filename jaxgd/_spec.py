@@ -52,6 +52,7 @@ class Spec(NamedTuple):
     history_rows: int
     exactly: int | None  # steps of a static scan
     lanes: bool  # under vmap
+    axes: tuple = ()  # of vmap, where lanes share one loop
     work: int = 0  # bytes of intermediate results in one gradient
     small: bool = False  # whether starting its kernels is what takes a step's time
     cpu_block: int | None = None  # rows of a full batch to evaluate at once on a CPU

@@ -1,0 +1,180 @@
+"""Many runs as lanes of one loop: they go side by side, and end each in its own time.
+
+This room owns the order of events where several runs share a loop, as ``_loop`` owns
+it for one. It is written for one lane and stands under ``vmap`` with named axes; what
+decides about the loop itself (is any lane on its way, has anything happened in any) is
+asked of all lanes at once, so no predicate is batched and XLA selects nothing per step.
+
+Lanes that are on their way have taken equally many steps. A chunk runs unguarded. If
+nothing happened in it, it counts; else it is run again, each lane up to the iterate at
+which it ends. What has ended is carried along, and the loop ends with the last lane.
+"""
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxgd import _tree
+from jaxgd._loop import (
+    Look,
+    Parts,
+    _at,
+    _first,
+    _info_shape,
+    _is_finite,
+    _judge,
+    _loop,
+    _not_finite,
+    _range,
+    _remember,
+    _scan,
+    shared,
+    some,
+)
+from jaxgd._result import Status
+
+_NEVER = 2**31 - 1
+
+
+class _Turn(NamedTuple):
+    """All lanes between two chunks; ``before`` is one chunk back."""
+
+    look: Any  # Look
+    before: Any  # State
+    stop: Any  # int32: the step at which the lane is to be frozen
+    fate: Any  # int32: why
+    at: Any  # int32, of all lanes: steps taken by those on their way
+    before_at: Any  # int32, of all lanes
+    known: Any  # int32, of all lanes: up to here it is known which lanes end
+    closed: Any  # bool, of all lanes: the iterate at the goal has been looked at
+
+
+def advance_lanes(parts: Parts, entry: Look) -> Look:
+    """Chunks of steps from ``entry`` to its goal, or to where each lane ends."""
+    axes, size = parts.axes, parts.size
+    first = entry.state.step
+    on = entry.verdict == Status.RUNNING
+    goal = shared(axes, on, entry.goal)
+
+    def forward(state, inputs):
+        core, infos = _scan(parts, state, inputs, size)
+        return core, infos, jnp.int32(_NEVER) + jnp.zeros_like(first)
+
+    def guarded(turn: _Turn, count):
+        """``count`` steps, frozen where the lane ends or stops being finite."""
+
+        def steps(state, inputs):
+            core = replace(state, run=None)
+            shape = _info_shape(parts, core, inputs)
+            infos = jax.tree.map(lambda s: jnp.zeros((size, *s.shape), s.dtype), shape)
+
+            def body(i, carry):
+                core, infos, stop = carry
+                x = jax.tree.map(lambda x: _at(x, i), inputs)
+                new, info = parts.step(core, x)
+                free = turn.at + i < stop
+                finite = _tree.all_finite(new.params)
+                stop = jnp.where(free & ~finite, turn.at + i, stop)
+                infos = jax.tree.map(
+                    lambda all, one: lax.dynamic_update_index_in_dim(
+                        all, one, i, 0, allow_negative_indices=False
+                    ),
+                    infos,
+                    info._replace(aux=None),
+                )
+                return _tree.select(free & finite, new, core), infos, stop
+
+            return lax.fori_loop(0, count, body, (core, infos, turn.stop))
+
+        return steps
+
+    def chunk(turn: _Turn) -> _Turn:
+        look, state, at = turn.look, turn.look.state, turn.at
+        on = look.verdict == Status.RUNNING
+        again = at < turn.known
+        closing = ~again & (at >= goal)
+        count = jnp.minimum(jnp.where(again, turn.known, goal) - at, size)
+        count = jnp.where(closing, 1, count)
+        inputs = parts.inputs(at, closing)
+        core, infos, stop = lax.cond(
+            ~again & (count == size),
+            forward,
+            guarded(turn, count),
+            state,
+            inputs,
+        )
+        blown = on & (~_tree.all_finite(core.params) | (stop < turn.stop)) & ~again
+        stop = jnp.where(again, stop, turn.stop)
+
+        taken = jnp.where(on, jnp.clip(stop - at, 0, count), 0)
+        watch, codes, _ = _judge(parts, state, infos, taken)
+        held_at = _first(codes != Status.RUNNING)
+        live = _range(size) < taken
+        bad_at = _first(live & ~_is_finite(infos))
+        held = on & (held_at < jnp.minimum(bad_at, count))
+        held = held & (~closing | parts.judge_at_limit)
+        bad = on & ~held & (bad_at < count)
+        blown = blown & ~closing & ~held & ~bad
+        happened = ~again & some(axes, held | bad | blown)
+
+        # A lane whose iterate was not finite ends one before, which may lie before this
+        # chunk: then all go back by one more.
+        ends = jnp.where(held, at + held_at, jnp.maximum(at + bad_at - 1, first))
+        fate = jnp.where(held, _at(codes, jnp.minimum(held_at, size - 1)), 0)
+        fate = jnp.where(bad, _not_finite(at + bad_at), fate)
+        fate = jnp.where(blown, Status.DIVERGED, fate).astype(jnp.int32)
+        new = happened & (held | bad | blown)
+        stop = jnp.where(new & ~blown, ends, stop)
+        fate = jnp.where(new, fate, turn.fate)
+        fate = jnp.where(again & (stop < turn.stop), Status.DIVERGED, fate)
+        back = happened & some(axes, bad & (ends < at))
+
+        run = _remember(parts, state, infos, taken, watch)
+        after = replace(core, run=run)
+        counts = ~happened & ~closing & (taken > 0)
+        state = _tree.select(counts, after, _tree.select(back & on, turn.before, state))
+        keep = happened | closing
+        before = _tree.select(keep, turn.before, look.state)
+        verdict = jnp.where(on & (state.step == stop), fate, look.verdict)
+        return _Turn(
+            look=look._replace(state=state, verdict=verdict),
+            before=before,
+            stop=stop,
+            fate=fate,
+            at=jnp.where(back, turn.before_at, jnp.where(keep, at, at + count)),
+            before_at=jnp.where(keep, turn.before_at, at),
+            known=jnp.where(happened, jnp.where(closing, at, at + count), turn.known),
+            closed=closing & ~back,
+        )
+
+    def more(turn: _Turn):
+        on = turn.look.verdict == Status.RUNNING
+        return ~turn.closed & some(axes, on)
+
+    at = shared(axes, on, first)
+    turn = _Turn(
+        look=entry,
+        before=entry.state,
+        stop=jnp.full_like(first, _NEVER),
+        fate=jnp.full_like(first, Status.DIVERGED),
+        at=at,
+        before_at=at,
+        known=at,
+        closed=jnp.bool_(False),
+    )
+    look = lax.while_loop(more, chunk, turn).look
+    return look if parts.full is not None else _looked_at(parts, look)
+
+
+def _looked_at(parts: Parts, look: Look) -> Look:
+    """What is to be seen of every lane's last iterate, where a step is a full pass."""
+    state = look.state
+    inputs = parts.inputs(state.step, look.verdict == Status.RUNNING)
+    one = jnp.int32(1)
+    _, infos, aux = _loop(parts, state, inputs, one, look.aux)
+    watch, _, checks = _judge(parts, state, infos, one)
+    seen = jax.tree.map(lambda x: x[0], checks)
+    return look._replace(watch=watch, seen=seen, aux=aux)
