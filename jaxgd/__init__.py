@@ -6,9 +6,10 @@ call.
 
 The rooms, each importing only those after it: ``_benchmark`` (times), ``_search`` (a
 race of rates), ``_sharpness`` (the largest curvature), ``_minimize`` (the front door),
-``_resume`` (taking up a run), ``_program`` (what is compiled),
+``_resume`` (taking up a run), ``_fed`` (a run whose rows come from outside),
+``_program`` (what is compiled),
 ``_step`` (the scan body), ``_check`` and ``_spec`` (arguments, and what a program is
-keyed by), ``_source`` and ``_rows`` (which rows), ``_stop`` (when to stop), ``_loop``
+keyed by), ``_stream`` (rows from outside), ``_source`` and ``_rows`` (which rows), ``_stop`` (when to stop), ``_loop``
 (the order of events), ``_native`` (small loops on a CPU), ``_rules`` (reading optax),
 ``_spectral`` and ``_parameter_free`` (steps without a rate), ``_gradient``,
 ``_diagnosis`` (what was wrong with a rate), ``_result``, ``_history``, ``_tree``.
@@ -46,5 +47,7 @@ from jaxgd._stop import gradient_norm as gradient_norm
 from jaxgd._stop import params_change as params_change
 from jaxgd._stop import target_value as target_value
 from jaxgd._stop import value_change as value_change
+from jaxgd._stream import Stream as Stream
+from jaxgd._stream import StreamError as StreamError
 
 __version__ = "0.1.0"

@@ -16,7 +16,6 @@ import optax
 
 from jaxgd import _tree
 from jaxgd._diagnosis import Met, nothing_met
-from jaxgd._gradient import even_block
 from jaxgd._history import empty_record, history_of
 from jaxgd._loop import End, Full, Parts, Run, run_exactly, run_to, unseen
 from jaxgd._result import Result, Setting, Status, on_host
@@ -30,8 +29,15 @@ from jaxgd._rules import (
     reports_rate,
     with_known_point,
 )
-from jaxgd._source import chunk_size, pass_block, pass_key, resident
-from jaxgd._spec import Numbers, Spec, objective_of, optimizer_of, rate_of
+from jaxgd._source import chunk_size, pass_key, resident
+from jaxgd._spec import (
+    Numbers,
+    Spec,
+    block_of_pass,
+    objective_of,
+    optimizer_of,
+    rate_of,
+)
 from jaxgd._step import State, descent_step
 from jaxgd._stop import describe, fields_used, fingerprint, fresh_watch, make_judge
 
@@ -258,13 +264,6 @@ def _full_pass(spec: Spec, numbers: Numbers, key):
         return full_of(spec, params, value, grad, aux)
 
     return full
-
-
-def block_of_pass(spec: Spec, data) -> int:
-    """Rows in a block of a full pass of a mini-batch run."""
-    rows = min(spec.microbatch_size or spec.batch_size, spec.batch_size)
-    work = spec.work * rows // spec.batch_size
-    return even_block(spec.n, pass_block(data, rows, work, spec.n))
 
 
 def full_of(spec: Spec, params, value, grad, aux) -> Full:
