@@ -246,6 +246,7 @@ def absorb(parts: Parts, look: Look, full: Full, due, limit) -> tuple[End, Look]
     is_due = _is_due(parts, look, due)
     wanted = is_due | parts.final_evaluation
     state, run, verdict = look.state, look.state.run, look.verdict
+    full = _apart(full, state.step)
     bad = ~(jnp.isfinite(full.value) & jnp.isfinite(full.grad_norm)) & wanted
     if watched:
         change = nan if run.anchor is None else _change(state.params, run)
@@ -278,6 +279,19 @@ def absorb(parts: Parts, look: Look, full: Full, due, limit) -> tuple[End, Look]
         )
     end = End(state, status, full, run.watch, run.seen, extra)
     return end, look._replace(state=state, verdict=verdict)
+
+
+def _apart(full: Full, step) -> Full:
+    """``full``, its numbers as they are, in a form that no later arithmetic enters.
+
+    XLA:CPU makes one rounding of the last product of the pass and the first difference
+    that a stop rule takes of it, where both are in one program (it ignores
+    ``optimization_barrier`` there). A host that stands between the two must see the
+    same bits, so a choice that only the running program knows lies between them.
+    """
+    numbers = full._replace(aux=None)
+    numbers = jax.tree.map(lambda x: jnp.where(step >= 0, x, jnp.nan), numbers)
+    return numbers._replace(aux=full.aux)
 
 
 def _pass(parts: Parts, state, wanted) -> Full:
