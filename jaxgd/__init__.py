@@ -7,10 +7,11 @@ them at once; ``find_learning_rate`` and ``sharpness`` tell which rate to give i
 The rooms, each importing only those after it: ``_benchmark`` (times), ``_sweep`` (many
 runs as lanes), ``_iterate`` (the host's loop), ``_search`` (a race of rates),
 ``_sharpness`` (the largest curvature), ``_minimize`` (the front door), ``_resume``
-(taking up a run), ``_program`` (what is compiled), ``_step`` (the scan body),
-``_check`` and ``_spec`` (arguments, and what a program is keyed by), ``_source`` and
-``_rows`` (which rows), ``_stop`` (when to stop), ``_lanes`` and ``_loop`` (the order of
-events), ``_native`` (small loops on a CPU), ``_rules`` (reading optax),
+(taking up a run), ``_fed`` (a run whose rows come from outside), ``_program`` (what is
+compiled), ``_step`` (the scan body), ``_check`` and ``_spec`` (arguments, and what a
+program is keyed by), ``_stream`` (rows from outside), ``_source`` and ``_rows`` (which
+rows), ``_stop`` (when to stop), ``_lanes`` and ``_loop`` (the order of events),
+``_native`` (small loops on a CPU), ``_rules`` (reading optax),
 ``_spectral`` and ``_parameter_free`` (steps without a rate), ``_gradient``,
 ``_diagnosis`` (what was wrong with a rate), ``_result``, ``_history``, ``_tree``.
 ``_plot`` is imported when a picture is asked for, and ``problems`` stands alone.
@@ -48,6 +49,8 @@ from jaxgd._stop import gradient_norm as gradient_norm
 from jaxgd._stop import params_change as params_change
 from jaxgd._stop import target_value as target_value
 from jaxgd._stop import value_change as value_change
+from jaxgd._stream import Stream as Stream
+from jaxgd._stream import StreamError as StreamError
 from jaxgd._sweep import Sweep as Sweep
 from jaxgd._sweep import sweep as sweep
 

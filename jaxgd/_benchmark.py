@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgd import _tree
-from jaxgd._check import check_all, whole
+from jaxgd._check import check_all, refuse_stream, whole
 from jaxgd._minimize import DEFAULTS, check_names
 from jaxgd._program import go, make_parts, start, stop_rule
 from jaxgd._result import Status
@@ -286,6 +286,7 @@ class _Programs:
     """The two programs of a run, compiled apart from running them."""
 
     def __init__(self, fun, params, data, given):
+        refuse_stream("benchmark", data)
         self._call = lambda steps: check_all(
             fun, params, data, **{**given, "max_steps": steps}
         )

@@ -26,6 +26,7 @@ from jaxgd._rules import check_factory, describe, is_rule
 from jaxgd._spec import Numbers, Spec, dtype_of, is_real, parts_of, short, weighed
 from jaxgd._spectral import barzilai_borwein
 from jaxgd._stop import StopRule, auto_rule
+from jaxgd._stream import Form, Stream, plan_of
 
 _LAST_STEP = 2**31 - 1
 
@@ -64,6 +65,8 @@ def check_all(
     microbatch_size = _microbatch_size(microbatch_size, n)
     strata = _strata(strata, n, batch_size, data)
     history_rows = whole("history_rows", history_rows, low=0, high=_LAST_STEP)
+    if isinstance(data, Stream):
+        _stream_fits(data, batch_size, strata, stop)
     if state is not None:
         key = _key_of(state, key)
     _call_fits(fun, n is not None, len(args), with_key)
@@ -112,7 +115,12 @@ def check_all(
             type(x).__name__ == "BatchTracer" for x in jax.tree.leaves((numbers, key))
         ),
     )
-    spec = weighed(spec, numbers)
+    if isinstance(data, Stream):
+        _not_traced((numbers, key, state, limit))
+        spec = weighed(spec, numbers._replace(data=data.form.abstract()))
+        plan_of(spec, data)
+    else:
+        spec = weighed(spec, numbers)
     # Last, since making a key out of a seed compiles where it is the first one.
     return spec, numbers._replace(key=as_key(0 if key is None else key)), limit
 
@@ -153,6 +161,10 @@ def numbers_of(params):
 def _data(data):
     if data is None:
         return None, None
+    if isinstance(data, Form):
+        raise TypeError(_UNTRACED)
+    if isinstance(data, Stream):
+        return data, data.n
     fix = "convert lists and tables with np.asarray, pass single numbers in args"
     if hasattr(data, "__next__"):
         raise TypeError(
@@ -190,6 +202,46 @@ def _data(data):
         fix = "pass fewer rows" if n else "pass rows, or leave data out"
         raise ValueError(f"data must have 1 to 2**31 - 1 rows, got {n}: {fix}.")
     return jax.tree.map(lambda x: _tree.as_number(x, None), data), n
+
+
+_UNTRACED = (
+    "data must be arrays inside jit, vmap and grad, got a Stream: the host feeds it, "
+    "so call minimize outside of them."
+)
+
+
+def refuse_stream(what: str, data) -> None:
+    """A TypeError where ``what`` takes resident data only."""
+    if isinstance(data, Stream):
+        raise TypeError(
+            f"data must be arrays in {what}, got a Stream: pass some of the rows as "
+            "arrays."
+        )
+
+
+def _not_traced(values) -> None:
+    traced = any(_tree.is_traced(x) for x in jax.tree.leaves(values))
+    if traced or _tree.is_traced(jnp.zeros(())):
+        raise TypeError(_UNTRACED)
+
+
+def _stream_fits(stream: Stream, batch_size, strata, stop) -> None:
+    if batch_size is None:
+        raise ValueError(
+            "batch_size must be given with a Stream, got None: batch descent would "
+            "read the whole source at every step; pass for example batch_size=128."
+        )
+    if stop is None:
+        raise ValueError(
+            "stop=None is one static scan over resident data, got a Stream: leave stop "
+            "out, which stops at no rule with batch_size."
+        )
+    if strata != 1 and stream.shuffle != "rows":
+        raise ValueError(
+            f'strata needs the order of shuffle="rows", got strata={strata} with a '
+            f"Stream in {'the order of its blocks' if stream.shuffle else 'its own'}: "
+            "leave strata out."
+        )
 
 
 def extra(args, dtype):
@@ -256,8 +308,8 @@ def _strata(strata, n, batch_size, data):
 
 def _shards(data) -> int:
     """Into how many pieces the leading axis of ``data`` is split over devices."""
-    first = jax.tree.leaves(data)[0] if data is not None else None
-    if _tree.is_traced(first) or not isinstance(first, jax.Array):
+    first = next(iter(jax.tree.leaves(data)), None)  # None of a Stream
+    if first is None or _tree.is_traced(first) or not isinstance(first, jax.Array):
         return 1
     pieces = first.sharding.devices_indices_map(first.shape).values()
     return len({(piece[0].start, piece[0].stop) for piece in pieces})

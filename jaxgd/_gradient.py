@@ -108,35 +108,63 @@ def _over_blocks(of_rows, batch, block):
         return of_rows(batch)
     n = count_rows(batch)
     whole, rest = divmod(n, block)
-
-    def rows_from(start, size):
-        return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, size), batch)
-
-    def weighted(means, size):
-        return jax.tree.map(lambda x: x.astype(_sum_dtype(x.dtype)) * (size / n), means)
+    forms = block_forms(of_rows, batch, block)
 
     def body(total, i):
-        means, aux = of_rows(rows_from(i * block, block))
-        return jax.tree.map(jnp.add, total, weighted(means, block)), aux
+        means, aux = of_rows(block_of(batch, i * block, block))
+        return add_block(total, means, block / n), aux
 
-    shapes, aux_shapes = jax.eval_shape(lambda: of_rows(rows_from(0, block)))
-    other = 1 if block > 1 else 2
-    other_shapes = aux_shapes
-    if jax.tree.leaves(aux_shapes):
-        _, other_shapes = jax.eval_shape(lambda: of_rows(rows_from(0, other)))
-    by_row = jax.tree.map(
-        lambda a, b: (a.shape[:1], b.shape[:1]) == ((block,), (other,)),
-        aux_shapes,
-        other_shapes,
-    )
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, _sum_dtype(s.dtype)), shapes)
-    total, aux = lax.scan(body, zeros, jnp.arange(whole, dtype=jnp.int32))
+    total, aux = lax.scan(body, forms.zeros(), jnp.arange(whole, dtype=jnp.int32))
     last = None
     if rest:
-        means, last = of_rows(rows_from(whole * block, rest))
-        total = jax.tree.map(jnp.add, total, weighted(means, rest))
-    total = jax.tree.map(lambda x, s: x.astype(s.dtype), total, shapes)
-    return total, _join_aux(aux, last, aux_shapes, by_row, rest / n)
+        means, last = of_rows(block_of(batch, whole * block, rest))
+        total = add_block(total, means, rest / n)
+    return forms.joined(total, aux, last, rest / n)
+
+
+class BlockForms(NamedTuple):
+    """What a block of rows gives: shapes, and which auxiliary leaves have its rows."""
+
+    means: Any
+    aux: Any
+    by_row: Any
+
+    def zeros(self):
+        return jax.tree.map(
+            lambda s: jnp.zeros(s.shape, _sum_dtype(s.dtype)), self.means
+        )
+
+    def joined(self, total, aux, last, share):
+        """(means, aux) of all rows: ``aux`` stacked, ``last`` of a shorter block."""
+        total = jax.tree.map(lambda x, s: x.astype(s.dtype), total, self.means)
+        return total, _join_aux(aux, last, self.aux, self.by_row, share)
+
+
+def block_forms(of_rows, batch, block: int) -> BlockForms:
+    """What ``of_rows`` gives for ``block`` rows of ``batch``."""
+
+    def of(size):
+        return jax.eval_shape(lambda: of_rows(block_of(batch, 0, size)))
+
+    means, aux = of(block)
+    other = 1 if block > 1 else 2
+    other_aux = of(other)[1] if jax.tree.leaves(aux) else aux
+    by_row = jax.tree.map(
+        lambda a, b: (a.shape[:1], b.shape[:1]) == ((block,), (other,)), aux, other_aux
+    )
+    return BlockForms(means, aux, by_row)
+
+
+def block_of(batch, start, size: int):
+    """``size`` rows of ``batch`` from row ``start`` on."""
+    return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, size), batch)
+
+
+def add_block(total, means, share):
+    """``total`` with the means of a block that has this share of the rows."""
+    return jax.tree.map(
+        lambda t, x: jnp.add(t, x.astype(_sum_dtype(x.dtype)) * share), total, means
+    )
 
 
 def _sum_dtype(dtype):

@@ -15,8 +15,9 @@ import numpy as np
 
 from jaxgd import _tree
 from jaxgd._check import check_all, flag, whole
+from jaxgd._fed import drive
 from jaxgd._minimize import DEFAULTS, check_names
-from jaxgd._program import finished, go
+from jaxgd._program import finished
 from jaxgd._result import Result, Status
 from jaxgd._resume import begin
 from jaxgd._spec import Numbers, Spec
@@ -97,7 +98,7 @@ def _snapshots(spec: Spec, numbers: Numbers, state: State, limit, every, make_ba
     with nullcontext() if make_bar is None else make_bar(spec, step, end) as show:
         while True:
             cut = min(step + every, end)
-            snapshot = finished(spec, go(spec, numbers, state, np.int32(cut - step)))
+            snapshot = finished(spec, drive(spec, numbers, state, np.int32(cut - step)))
             state, step = snapshot.state, int(snapshot.steps)
             ended = cut == end or int(snapshot.status) != Status.MAX_STEPS
             if not ended:

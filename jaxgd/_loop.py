@@ -105,7 +105,7 @@ class Parts(NamedTuple):
     final_evaluation: bool
     lanes: bool  # under vmap
     axes: tuple  # of vmap, where lanes share one loop
-    advance: Any  # (Parts, Look) -> Look, in place of a loop for one
+    together: Any  # (Parts, Look) -> Look: how those advance
     small: bool  # whether the time of a step is that of starting its kernels
 
 
@@ -136,9 +136,21 @@ class End(NamedTuple):
 
 def run_to(parts: Parts, state, limit) -> End:
     """Drives ``state`` to step ``limit``, or to the iterate at which the run ends."""
+    look = first_look(parts, state, limit)
+    if parts.full is not None:
+        return _run_with_passes(parts, look, limit)
+    look = advance(parts, look)
+    seen = look.seen
+    full = Full(seen.value, seen.grad_norm, seen.grad_max, seen.params_norm, look.aux)
+    status = jnp.where(look.verdict == Status.RUNNING, Status.MAX_STEPS, look.verdict)
+    return End(look.state, status, full, look.watch, seen, jnp.int32(1))
+
+
+def first_look(parts: Parts, state, limit) -> Look:
+    """A run that has not moved yet."""
     finite = _tree.all_finite(state.params)
     verdict = jnp.where(finite, state.run.status, _not_finite(state.step))
-    look = Look(
+    return Look(
         state=state,
         goal=jnp.where(finite, limit, state.step),
         verdict=verdict,
@@ -147,15 +159,9 @@ def run_to(parts: Parts, state, limit) -> End:
         clean=jnp.bool_(True),
         watch=state.run.watch,
         seen=unseen(state.params),
-        aux=_blank_aux(parts, state),
+        # Mini-batches leave none behind: that of the last full pass counts.
+        aux=_blank_aux(parts, state) if parts.full is None else None,
     )
-    if parts.full is not None:
-        return _run_with_passes(parts, look, limit)
-    look = _advance(parts, look)
-    seen = look.seen
-    full = Full(seen.value, seen.grad_norm, seen.grad_max, seen.params_norm, look.aux)
-    status = jnp.where(look.verdict == Status.RUNNING, Status.MAX_STEPS, look.verdict)
-    return End(look.state, status, full, look.watch, seen, jnp.int32(1))
 
 
 def some(axes, flag):
@@ -198,59 +204,17 @@ def run_exactly(parts: Parts, state, steps: int) -> tuple[Any, Any]:
 def _run_with_passes(parts: Parts, look: Look, limit) -> End:
     """``run_to`` where checks and the final numbers take a pass over all rows."""
     watched = parts.judge is not None
-    nan = jnp.full_like(look.seen.value, jnp.nan)
 
     def segment(end_and_look):
-        end, look = end_and_look
-        running = look.verdict == Status.RUNNING
-        at, checked = (
-            shared(parts.axes, running, x)
-            for x in (look.state.step, look.state.run.checked)
-        )
-        due = parts.next_check(at, checked) if watched else limit
-        goal = jnp.where(running, jnp.minimum(due, limit), look.state.step)
-        look = _advance(parts, look._replace(goal=goal, done=jnp.bool_(False)))
-        running = look.verdict == Status.RUNNING
-        state, run = look.state, look.state.run
-        due = (state.step == due) & running & watched
-        wanted = due | parts.final_evaluation
-        any_wants = some(parts.axes, wanted) if watched else parts.final_evaluation
-        full = _pass(parts, state, any_wants)
-        bad = ~(jnp.isfinite(full.value) & jnp.isfinite(full.grad_norm)) & wanted
-        verdict = look.verdict
-        if watched:
-            change = nan if run.anchor is None else _change(state.params, run)
-            seen = Check(state.step, *full[:3], change, full.params_norm)
-            judged, code = parts.judge(run.watch, seen, None)
-            row = jnp.stack([*full[:2], _rates(parts, state.step - 1, None), change])
-            absorbed = replace(
-                run,
-                evaluations=run.evaluations + 1,
-                watch=judged,
-                status=jnp.where(bad, Status.RUNNING, code),
-                checked=state.step,
-                seen=seen,
-                anchor=None if run.anchor is None else state.params,
-                checks=extend(run.checks, state.step[None], row[None], jnp.int32(1)),
-            )
-            run = _tree.select(due, absorbed, run)
-            verdict = jnp.where(due, code, verdict)
-        known = verdict == Status.NON_FINITE
-        verdict = jnp.where(bad & ~known, _not_finite(state.step), verdict)
-        at_limit = (verdict == Status.RUNNING) & (state.step >= limit)
-        status = jnp.where(at_limit, Status.MAX_STEPS, verdict)
-        state = replace(state, run=run)
-        checked = run.checked == state.step  # and counted, as the pass it repeats
-        extra = jnp.where(checked, 0, jnp.int32(parts.final_evaluation))
-        if not parts.final_evaluation:
-            full = full._replace(
-                value=jnp.where(checked, run.seen.value, full.value),
-                grad_norm=jnp.where(checked, run.seen.grad_norm, full.grad_norm),
-            )
-        new = End(state, status, full, run.watch, run.seen, extra)
+        before, look = end_and_look
+        look, due = to_next_check(parts, look, limit)
+        look = advance(parts, look)
+        wanted = pass_wanted(parts, look, due)
+        full = _pass(parts, look.state, wanted if watched else parts.final_evaluation)
+        end, look = absorb(parts, look, full, due, limit)
         if parts.axes:  # a lane that has ended stays as it was
-            new = _tree.select(end.status == Status.RUNNING, new, end)
-        return new, look._replace(state=state, verdict=verdict)
+            end = _tree.select(before.status == Status.RUNNING, end, before)
+        return end, look
 
     blank = jax.tree.map(
         lambda s: jnp.zeros(s.shape, s.dtype),
@@ -273,6 +237,82 @@ def _run_with_passes(parts: Parts, look: Look, limit) -> End:
     return lax.while_loop(more, segment, (end, look))[0]
 
 
+def to_next_check(parts: Parts, look: Look, limit) -> tuple[Look, Any]:
+    """``look`` with the next full check, or the limit, as its goal; and that check."""
+    running = look.verdict == Status.RUNNING
+    due = limit
+    if parts.judge is not None:
+        told = look.state.step, look.state.run.checked
+        due = parts.next_check(*(shared(parts.axes, running, x) for x in told))
+    goal = jnp.where(running, jnp.minimum(due, limit), look.state.step)
+    return look._replace(goal=goal, done=jnp.bool_(False)), due
+
+
+def pass_wanted(parts: Parts, look: Look, due):
+    """Whether the iterate that was reached takes a pass over all rows."""
+    return _is_due(parts, look, due) | parts.final_evaluation
+
+
+def _is_due(parts: Parts, look: Look, due):
+    running = look.verdict == Status.RUNNING
+    return (look.state.step == due) & running & (parts.judge is not None)
+
+
+def absorb(parts: Parts, look: Look, full: Full, due, limit) -> tuple[End, Look]:
+    """What the pass ``full`` means for the run: it has ended, or goes on."""
+    watched = parts.judge is not None
+    nan = jnp.full_like(look.seen.value, jnp.nan)
+    is_due = _is_due(parts, look, due)
+    wanted = is_due | parts.final_evaluation
+    state, run, verdict = look.state, look.state.run, look.verdict
+    full = _apart(full, state.step)
+    bad = ~(jnp.isfinite(full.value) & jnp.isfinite(full.grad_norm)) & wanted
+    if watched:
+        change = nan if run.anchor is None else _change(state.params, run)
+        seen = Check(state.step, *full[:3], change, full.params_norm)
+        judged, code = parts.judge(run.watch, seen, None)
+        row = jnp.stack([*full[:2], _rates(parts, state.step - 1, None), change])
+        absorbed = replace(
+            run,
+            evaluations=run.evaluations + 1,
+            watch=judged,
+            status=jnp.where(bad, Status.RUNNING, code),
+            checked=state.step,
+            seen=seen,
+            anchor=None if run.anchor is None else state.params,
+            checks=extend(run.checks, state.step[None], row[None], jnp.int32(1)),
+        )
+        run = _tree.select(is_due, absorbed, run)
+        verdict = jnp.where(is_due, code, verdict)
+    known = verdict == Status.NON_FINITE
+    verdict = jnp.where(bad & ~known, _not_finite(state.step), verdict)
+    at_limit = (verdict == Status.RUNNING) & (state.step >= limit)
+    status = jnp.where(at_limit, Status.MAX_STEPS, verdict)
+    state = replace(state, run=run)
+    checked = run.checked == state.step  # and counted, as the pass it repeats
+    extra = jnp.where(checked, 0, jnp.int32(parts.final_evaluation))
+    if not parts.final_evaluation:
+        full = full._replace(
+            value=jnp.where(checked, run.seen.value, full.value),
+            grad_norm=jnp.where(checked, run.seen.grad_norm, full.grad_norm),
+        )
+    end = End(state, status, full, run.watch, run.seen, extra)
+    return end, look._replace(state=state, verdict=verdict)
+
+
+def _apart(full: Full, step) -> Full:
+    """``full``, its numbers as they are, in a form that no later arithmetic enters.
+
+    XLA:CPU makes one rounding of the last product of the pass and the first difference
+    that a stop rule takes of it, where both are in one program (it ignores
+    ``optimization_barrier`` there). A host that stands between the two must see the
+    same bits, so a choice that only the running program knows lies between them.
+    """
+    numbers = full._replace(aux=None)
+    numbers = jax.tree.map(lambda x: jnp.where(step >= 0, x, jnp.nan), numbers)
+    return numbers._replace(aux=full.aux)
+
+
 def _pass(parts: Parts, state, wanted) -> Full:
     """The full pass if ``wanted``, else NaN in its place."""
     shapes = jax.eval_shape(parts.full, state)
@@ -281,17 +321,18 @@ def _pass(parts: Parts, state, wanted) -> Full:
     blank = jax.tree.map(lambda s: _blank(s.shape, s.dtype), shapes)
     if wanted is False:
         return blank._replace(aux=None)
-    return lax.cond(wanted, parts.full, lambda _: blank, state)
+    full = lax.cond(some(parts.axes, wanted), parts.full, lambda _: blank, state)
+    return _tree.select(wanted, full, blank) if parts.axes else full
 
 
-def _advance(parts: Parts, entry: Look) -> Look:
+def advance(parts: Parts, entry: Look) -> Look:
     """Chunks of steps from ``entry`` to its goal, or to where the run ends.
 
     The iterate at the goal is looked at as well, on the batch of the step that would
     leave it: a run that is cut there must not be taken for finite.
     """
-    if parts.advance is not None:
-        return parts.advance(parts, entry)
+    if parts.together is not None:
+        return parts.together(parts, entry)
 
     def static_chunk(look: Look) -> Look:
         state = look.state

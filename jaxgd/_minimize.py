@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from jaxgd._check import check_all
-from jaxgd._program import finished, go
+from jaxgd._fed import drive
+from jaxgd._program import finished
 from jaxgd._result import Result
 from jaxgd._resume import begin
 from jaxgd._step import State
@@ -54,7 +55,8 @@ def minimize(
         the value is a mean over those rows. It may be a callable pytree; its arrays
         are data then. A new closure is a new program.
       params: the start, a pytree of floating or complex arrays; never modified.
-      data: a pytree of arrays that share a leading axis of ``n`` rows.
+      data: a pytree of arrays that share a leading axis of ``n`` rows, or a ``Stream``
+        of rows from outside (with ``batch_size``, and not with ``stop=None``).
       args: a tuple of extra traced arguments of ``fun``.
       batch_size: rows per step, ``1 <= batch_size <= n``; None for all.
       learning_rate: a number or an optax schedule (``step -> rate``). Alone, it means
@@ -91,6 +93,7 @@ def minimize(
     Raises:
       TypeError: an argument is of the wrong kind.
       ValueError: an argument has a wrong value or shape.
+      StreamError: a ``Stream`` failed; its ``state`` is what the run had reached.
 
     Example:
       >>> import jax.numpy as jnp, jaxgd
@@ -132,7 +135,7 @@ def minimize(
         final_evaluation=final_evaluation,
         history_rows=history_rows,
     )
-    return finished(spec, go(spec, numbers, begin(spec, numbers, state), limit))
+    return finished(spec, drive(spec, numbers, begin(spec, numbers, state), limit))
 
 
 # Of every argument that may be left out.

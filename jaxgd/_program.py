@@ -16,7 +16,6 @@ import optax
 
 from jaxgd import _tree
 from jaxgd._diagnosis import Met, nothing_met
-from jaxgd._gradient import even_block
 from jaxgd._history import empty_record, history_of
 from jaxgd._lanes import advance_lanes
 from jaxgd._loop import End, Full, Parts, Run, run_exactly, run_to, unseen
@@ -31,8 +30,15 @@ from jaxgd._rules import (
     reports_rate,
     with_known_point,
 )
-from jaxgd._source import chunk_size, pass_block, pass_key, resident
-from jaxgd._spec import Numbers, Spec, objective_of, optimizer_of, rate_of
+from jaxgd._source import chunk_size, pass_key, resident
+from jaxgd._spec import (
+    Numbers,
+    Spec,
+    block_of_pass,
+    objective_of,
+    optimizer_of,
+    rate_of,
+)
 from jaxgd._step import State, descent_step
 from jaxgd._stop import describe, fields_used, fingerprint, fresh_watch, make_judge
 
@@ -90,18 +96,29 @@ def start(spec: Spec, numbers: Numbers) -> State:
 def go(spec: Spec, numbers: Numbers, state: State, limit) -> Outcome:
     """Goes on from ``state`` for at most ``limit`` steps."""
     rule = stop_rule(spec, numbers)
-    state = replace(state, run=_same_rule_or_fresh(state, rule, numbers))
+    state, limit = taken_up(spec, numbers, state, limit)
     parts, full = make_parts(spec, numbers, state, rule)
     if _reuses(spec, state):
         state = replace(state, opt_state=_seen_again(spec, numbers, state))
-    # Saturating, so that "as many as an int holds" means just that.
-    limit = state.step + jnp.minimum(limit, 2**31 - 1 - state.step)
     if spec.exactly is not None:
         end = _end_of_scan(spec, parts, full, state, spec.exactly)
     else:
         end = run_to(parts, state, limit)
         if spec.batch_size is None and has_evaluation_params(end.state.opt_state):
             end = end._replace(extra=end.extra + 1)  # the last look, of two points
+    return outcome_of(spec, rule, end, limit)
+
+
+def taken_up(spec: Spec, numbers: Numbers, state: State, limit):
+    """``state`` with the memory of this call's rule, and the step to reach."""
+    rule = stop_rule(spec, numbers)
+    state = replace(state, run=_same_rule_or_fresh(state, rule, numbers))
+    # Saturating, so that "as many as an int holds" means just that.
+    return state, state.step + jnp.minimum(limit, 2**31 - 1 - state.step)
+
+
+def outcome_of(spec: Spec, rule, end: End, limit) -> Outcome:
+    """What is returned of a run that has ended."""
     run = end.state.run
     found = (
         ()
@@ -127,8 +144,11 @@ def go(spec: Spec, numbers: Numbers, state: State, limit) -> Outcome:
     )
 
 
-def make_parts(spec: Spec, numbers: Numbers, state: State, rule):
-    """The loop's parts, and the full pass at a state."""
+def make_parts(spec: Spec, numbers: Numbers, state: State, rule, first=None):
+    """The loop's parts, and the full pass at a state.
+
+    ``first``: the data are the rows of the steps from ``first`` on, in their order.
+    """
     params, run = numbers.params, state.run
     objective = objective_of(spec, numbers, spec.microbatch_size)
     optimizer = optimizer_of(spec, numbers)
@@ -171,6 +191,7 @@ def make_parts(spec: Spec, numbers: Numbers, state: State, rule):
         with_key=spec.with_key,
         within=spec.small,
         lanes=spec.lanes,
+        first=first,
     )
     full = _full_pass(spec, numbers, run.key)
     once = partial(jax.jit, inline=True)  # traced once, wherever the loop calls it
@@ -187,7 +208,7 @@ def make_parts(spec: Spec, numbers: Numbers, state: State, rule):
         final_evaluation=spec.final_evaluation or spec.batch_size is None,
         lanes=spec.lanes,
         axes=spec.axes,
-        advance=advance_lanes if spec.axes else None,
+        together=advance_lanes if spec.axes else None,
         small=spec.small,
     )
     return parts, full
@@ -241,26 +262,28 @@ def _full_pass(spec: Spec, numbers: Numbers, key):
     """State -> Full: all rows, in blocks that fit where the steps did."""
     block = spec.microbatch_size
     if spec.batch_size is not None:
-        rows = min(spec.microbatch_size or spec.batch_size, spec.batch_size)
-        block = even_block(
-            spec.n, pass_block(rows, spec.work * rows // spec.batch_size, spec.n)
-        )
+        block = block_of_pass(spec, numbers.data)
     objective = objective_of(spec, numbers, block)
     key = pass_key(key) if spec.with_key else None
 
     def full(state: State) -> Full:
         params = evaluation_params(state.opt_state, state.params)
-        dtype = _tree.real_dtype(params)
         (value, aux), grad = objective.value_and_grad(params, numbers.data, key)
-        return Full(
-            value=value.astype(dtype),
-            grad_norm=_tree.safe_norm(grad, dtype),
-            grad_max=_tree.largest(grad, dtype),
-            params_norm=_tree.norm(params, dtype),
-            aux=aux if spec.has_aux else None,
-        )
+        return full_of(spec, params, value, grad, aux)
 
     return full
+
+
+def full_of(spec: Spec, params, value, grad, aux) -> Full:
+    """A pass over all rows, as the loop sees it."""
+    dtype = _tree.real_dtype(params)
+    return Full(
+        value=value.astype(dtype),
+        grad_norm=_tree.safe_norm(grad, dtype),
+        grad_max=_tree.largest(grad, dtype),
+        params_norm=_tree.norm(params, dtype),
+        aux=aux if spec.has_aux else None,
+    )
 
 
 def _end_of_scan(spec: Spec, parts: Parts, full, state: State, steps: int) -> End:

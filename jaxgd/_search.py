@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxgd import _tree
-from jaxgd._check import check_all
+from jaxgd._check import check_all, refuse_stream
 from jaxgd._gradient import even_block
 from jaxgd._parameter_free import parabolic_rms
 from jaxgd._program import go, start
@@ -235,6 +235,7 @@ def find_learning_rate(
             "no traced values, got one: call it outside jit, vmap and grad."
         )
     grid = None if learning_rates is None else _grid(learning_rates)
+    refuse_stream("find_learning_rate", data)
     spec, numbers, steps = check_all(
         fun,
         params,

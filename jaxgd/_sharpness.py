@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 
 from jaxgd import _tree
-from jaxgd._check import check_all, real, whole
+from jaxgd._check import check_all, real, refuse_stream, whole
 from jaxgd._gradient import even_block
 from jaxgd._source import pass_block, pass_key
 from jaxgd._spec import Numbers, Spec, objective_of
@@ -98,6 +98,7 @@ def sharpness(
     """
     real("rtol", rtol, "pass for example 0.01")
     max_products = whole("max_products", max_products, low=1, high=2**31 - 1)
+    refuse_stream("sharpness", data)
     spec, numbers, _ = check_all(
         fun,
         params,

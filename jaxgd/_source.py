@@ -29,6 +29,8 @@ _SHORTEST_CHUNK = 4
 _CHUNK_WORK = 2**26
 # Intermediate bytes one block of a full pass may need.
 _PASS_BYTES = 2**25
+# Bytes of the rows themselves there.
+_PASS_ROWS = 2**22
 
 # Intermediate bytes of a step up to which starting its kernels is what takes the time.
 SMALL_WORK = 2**15
@@ -55,10 +57,21 @@ class Source(NamedTuple):
 
 
 def resident(
-    data, key, *, batch_size, strata, size, with_key, within=False, lanes=False
+    data,
+    key,
+    *,
+    batch_size,
+    strata,
+    size,
+    with_key,
+    within=False,
+    lanes=False,
+    first=None,
 ) -> Source:
     """Rows of arrays on the device; ``batch_size=None`` takes all rows every step.
 
+    ``first``: ``data`` are no shuffled rows but those of the steps from ``first`` on,
+    in their order.
     ``within``: the rows are computed within a loop that is one function already.
     ``lanes``: under vmap, where XLA ends the process over a function that is none of
     the lanes' (``Check failed: slice_to_buffer_table_index_``).
@@ -87,11 +100,16 @@ def resident(
         # Every row is in bounds, so XLA need not guard the gather.
         return jax.tree.map(lambda x: x.at[rows].get(mode="promise_in_bounds"), data)
 
-    def order(key, step):
-        return rows_of_steps(key, n, batch_size, strata, step, size)
+    def order(key, step, first):
+        if first is None:
+            return rows_of_steps(key, n, batch_size, strata, step, size)
+        places = jnp.arange(size * batch_size, dtype=jnp.int32).reshape(size, -1)
+        # Steps beyond the last, which a chunk prepares and never takes.
+        return jnp.minimum((step - first) * batch_size + places, n - 1)
 
     def inputs(step, closing):
-        rows = order(key, step) if within or lanes else on_cpu(order, key, step)
+        given = key, step, first
+        rows = order(*given) if within or lanes else on_cpu(order, *given)
         if within:
             rows = lax.platform_dependent(
                 rows, cpu=partial(_touched, data), default=lambda rows: rows
@@ -144,12 +162,15 @@ def chunk_size(data, batch_size, work: int) -> int:
     return 2 ** (max(size, _SHORTEST_CHUNK).bit_length() - 1)
 
 
-def pass_block(batch_size: int, work: int, n: int) -> int:
+def pass_block(data, batch_size: int, work: int, n: int) -> int:
     """Rows in a block of a full pass: those of a step, or more where memory is ample.
 
-    ``work``: bytes of intermediate results in a step of ``batch_size`` rows.
+    ``work``: bytes of intermediate results in a step of ``batch_size`` rows. The rows
+    themselves are bounded as well, for they may come from outside.
     """
-    return min(n, max(batch_size, batch_size * _PASS_BYTES // max(work, 1)))
+    ample = batch_size * _PASS_BYTES // max(work, 1)
+    ample = min(ample, _PASS_ROWS // max(_row_bytes(data), 1))
+    return min(n, max(batch_size, ample))
 
 
 def cache_block(data, work: int) -> int | None:

@@ -16,7 +16,7 @@ import optax
 from optax import contrib
 
 from jaxgd import _tree
-from jaxgd._gradient import make_objective
+from jaxgd._gradient import even_block, make_objective
 from jaxgd._loop import Check
 from jaxgd._native import available, can_be_one_function, one_cpu
 from jaxgd._rules import (
@@ -26,7 +26,7 @@ from jaxgd._rules import (
     find_state,
     require_rule,
 )
-from jaxgd._source import SMALL_WORK, bytes_computed, cache_block
+from jaxgd._source import SMALL_WORK, bytes_computed, cache_block, pass_block
 from jaxgd._stop import StopRule
 from jaxgd._tree import Split
 
@@ -42,7 +42,7 @@ class Spec(NamedTuple):
     learning_rate: Split
     hyperparams: Split
     stop: Split | None
-    batch_size: int | None
+    batch_size: Any  # int, or None for all rows
     strata: int
     n: Any  # rows of the data, or None
     microbatch_size: int | None
@@ -102,6 +102,13 @@ def optimizer_of(spec: Spec, numbers: Numbers) -> optax.GradientTransformationEx
     if not spec.factory:
         return require_rule(optimizer)
     return call_factory(optimizer, rate, spec.hyperparams.join(numbers.hyperparams))
+
+
+def block_of_pass(spec: Spec, data) -> int:
+    """Rows in a block of a full pass of a mini-batch run."""
+    rows = min(spec.microbatch_size or spec.batch_size, spec.batch_size)
+    work = spec.work * rows // spec.batch_size
+    return even_block(spec.n, pass_block(data, rows, work, spec.n))
 
 
 def weighed(spec: Spec, numbers: Numbers) -> Spec:

@@ -464,7 +464,7 @@ ERRORS = [
         {"over": {"learning_rate": [0.1]}, "optimizer": optax.sgd(0.1)},
     ),
     (
-        TypeError,
+        ValueError,
         "b7",
         {"over": {"b7": [0.1]}, "optimizer": optax.adam, "learning_rate": 0.1},
     ),
