@@ -1,11 +1,14 @@
-"""Pictures: ``Result.plot`` and ``LearningRateSearch.plot``.
+"""Pictures: of a run, a sweep, a race of learning rates, a descent over contours.
 
-This room owns how a run looks, and a race of learning rates. It reads a result on the
-host and draws; Matplotlib is imported at the first call only, and nothing that runs
-inside ``jit`` imports it.
+This room owns how runs look. It reads a result on the host and draws; Matplotlib is
+imported at the first call only, and nothing that runs inside ``jit`` imports it.
 """
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+from jaxgd import _tree
 
 _VALUE, _FULL, _GRAD = "#1f77b4", "#d62728", "#8a8a8a"
 
@@ -121,6 +124,246 @@ def plot_search(search, ax=None):
     ax.set_title(str(search).splitlines()[0], fontsize="medium", wrap=True)
     ax.legend(handles=shown, fontsize="small", framealpha=0.9)
     return ax
+
+
+def plot_sweep(sweep, ax=None):
+    """Draws what the settings of a sweep reached.
+
+    Args:
+      sweep: a ``Sweep``.
+      ax: Matplotlib axes to draw into; new ones if None.
+
+    Returns:
+      The axes. One axis of numbers: the objective over them. Two: a heat map. Starts,
+      problems or seeds alone: the objective of every run over its steps.
+    """
+    numbers = [values for values in sweep.over.values() if _is_axis(values)]
+    dims = len(sweep.over)
+    if dims == 2 and len(numbers) == 2:
+        return _heat_map(sweep, _new_axes() if ax is None else ax)
+    if dims == 1 and numbers:
+        return _curve(sweep, _new_axes() if ax is None else ax)
+    if dims <= 1:
+        return _all_runs(sweep, _new_axes() if ax is None else ax)
+    raise ValueError(
+        "plot draws one axis of a sweep, or two of numbers, got the axes "
+        f"{list(sweep.over)}: print its table, or take its scores."
+    )
+
+
+def _is_axis(values) -> bool:
+    return isinstance(values, np.ndarray) and values.ndim == 1
+
+
+def _curve(sweep, ax):
+    """The objective over one axis of numbers, the range over seeds as a band."""
+    ((name, x),) = sweep.over.items()
+    order = np.argsort(x)
+    x, scores = x[order], sweep.scores[order]
+    kept = np.isfinite(scores)
+    if _spread_out(x):
+        ax.set_xscale("log")
+    label = "mean over seeds" if sweep.seeds > 1 else "objective at the end"
+    style = {"color": _VALUE, "lw": 1.8, "ms": 4, "label": label}
+    shown = ax.plot(x[kept], scores[kept], "o-", **style)
+    y = scores[kept]
+    if sweep.seeds > 1:
+        runs = np.asarray(sweep.results.value, float)[order][kept]
+        low, high = runs.min(axis=1), runs.max(axis=1)
+        style = {"color": _VALUE, "alpha": 0.2, "lw": 0, "label": "range over seeds"}
+        shown.append(ax.fill_between(x[kept], low, high, **style))
+        y = np.concatenate([y, low, high])
+    start = _highest_start(sweep)
+    y = y[y <= start] if (y <= start).any() else y
+    if y.size and y.min() > 0 and y.max() > 10 * y.min():
+        ax.set_yscale("log")
+    if kept.any() and scores[kept].max() > start:  # some ended above their start
+        low, high = y.min(), start
+        log = ax.get_yscale() == "log"
+        room = (high / low) ** 0.15 if log else 0.15 * (high - low)
+        ax.set_ylim(*((low / room, high * room) if log else (low - room, high + room)))
+        style = {"color": _GRAD, "lw": 0.8, "ls": ":", "label": "highest start"}
+        shown.append(ax.axhline(start, **style))
+    if not kept.all():
+        style = {"color": "black", "ms": 5, "transform": ax.get_xaxis_transform()}
+        top = np.full((~kept).sum(), 0.97)
+        shown += ax.plot(x[~kept], top, "x", label="diverged", **style)
+    if kept.any():
+        i = int(np.argmin(scores))
+        style = {"color": _FULL, "ms": 7, "mec": "white"}
+        label = f"best: {x[i]:.4g}, objective {scores[i]:.5g}"
+        shown += ax.plot([x[i]], [scores[i]], "D", label=label, **style)
+    ax.set_xlabel(name.replace("_", " "))
+    ax.set_ylabel("objective")
+    ax.set_title(_of_runs(sweep), fontsize="medium")
+    ax.legend(handles=shown, fontsize="small", framealpha=0.9)
+    return ax
+
+
+def _heat_map(sweep, ax):
+    """The objective over two axes of numbers; crosses where a lane diverged.
+
+    Colors end at the highest start: what ended above it may be 1e30.
+    """
+    from matplotlib.colors import LogNorm, Normalize
+
+    (down, y), (across, x) = sweep.over.items()
+    rows, columns = np.argsort(y), np.argsort(x)
+    scores = sweep.scores[np.ix_(rows, columns)]
+    kept = np.isfinite(scores)
+    shown = np.where(kept, scores, np.nan)
+    low, high = (np.nanmin(shown), np.nanmax(shown)) if kept.any() else (0.0, 1.0)
+    start = _highest_start(sweep)
+    cut = low < start < high
+    high = start if cut else high
+    norm = (LogNorm if low > 0 and high > 10 * low else Normalize)(low, high)
+    ax.set_facecolor("#dddddd")
+    image = ax.imshow(shown, norm=norm, cmap="viridis_r", origin="lower", aspect="auto")
+    bar = ax.figure.colorbar(image, ax=ax, extend="max" if cut else "neither")
+    bar.set_label("mean objective over seeds" if sweep.seeds > 1 else "objective")
+    lost = np.argwhere(~kept)
+    marks = []
+    if lost.size:
+        style = {"color": "black", "ms": 6, "label": "diverged"}
+        marks += ax.plot(lost[:, 1], lost[:, 0], "x", **style)
+    if kept.any():
+        i, j = np.unravel_index(int(np.nanargmin(shown)), shown.shape)
+        style = {"color": _FULL, "ms": 9, "mec": "white"}
+        label = f"best: {y[rows][i]:.4g} and {x[columns][j]:.4g}, {shown[i, j]:.5g}"
+        marks += ax.plot([j], [i], "D", label=label, **style)
+    _few_ticks(ax.xaxis, x[columns])
+    _few_ticks(ax.yaxis, y[rows])
+    ax.set_xlabel(across.replace("_", " "))
+    ax.set_ylabel(down.replace("_", " "))
+    ax.set_title(_of_runs(sweep), fontsize="medium", pad=24 if marks else None)
+    if marks:
+        place = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 2}
+        ax.legend(handles=marks, fontsize="small", frameon=False, **place)
+    return ax
+
+
+def _highest_start(sweep) -> float:
+    """The highest objective that a run began with, of its first batch; or infinity."""
+    first = np.asarray(sweep.results.history.value, float)[..., :1]
+    first = first[np.isfinite(first)]
+    return float(first.max()) if first.size else float("inf")
+
+
+def _few_ticks(axis, values):
+    """At most eight of the values under their cells."""
+    places = np.arange(0, values.size, -(-values.size // 8))
+    axis.set_ticks(places, [f"{values[i]:.3g}" for i in places])
+
+
+def _all_runs(sweep, ax):
+    """The objective of every lane over its steps, the best in front."""
+    best, lines = sweep._best, []
+    for place in np.ndindex(sweep.shape):
+        lane = sweep[place]
+        of = lane.checks if lane.checks.step.size else lane.history
+        x = np.append(of.step, int(lane.steps))
+        x, y = _finite(x, np.append(of.value, float(lane.value)))
+        front = place == best
+        style = {"lw": 2.0, "zorder": 3} if front else {"lw": 0.8, "alpha": 0.5}
+        label = f"best: {float(lane.value):.5g}" if front else None
+        color = _FULL if front else _VALUE
+        lines += ax.plot(x, y, color=color, label=label, **style)
+    _log_where_it_helps(ax, lines)
+    ax.set_xlabel("steps")
+    ax.set_ylabel("objective")
+    ax.set_title(_of_runs(sweep), fontsize="medium")
+    ax.legend(fontsize="small", framealpha=0.9)
+    return ax
+
+
+def _of_runs(sweep) -> str:
+    count = np.size(sweep.results.status)
+    lost = int((~np.isfinite(sweep.scores)).sum())
+    of = f"{count} runs" + (f", {sweep.seeds} seeds each" if sweep.seeds > 1 else "")
+    what = "setting" if sweep.seeds > 1 else "run"
+    return of + (f", {lost} {what}{'' if lost == 1 else 's'} diverged" if lost else "")
+
+
+def _spread_out(x) -> bool:
+    """Whether a log scale shows these places better."""
+    return bool(x.size > 1 and x.min() > 0 and x.max() > 10 * x.min())
+
+
+def plot_path(fun, path, *, args=(), ax=None, label=None):
+    r"""Draws a descent over the contours of an objective of two parameters.
+
+    Args:
+      fun: the objective, ``fun(params, *args)``.
+      path: the iterates in order: parameters, whose leaves hold two numbers together,
+        or results, such as the snapshots of ``iterate``; both may be mixed.
+      args: extra arguments of ``fun``.
+      ax: Matplotlib axes to draw into, over what is there; new ones with contours if
+        None.
+      label: a name for the legend.
+
+    Returns:
+      The axes; contours are drawn at equal distances in the logarithm of the objective
+      above its lowest value in the picture.
+
+    Raises:
+      ValueError: the parameters are not two real numbers.
+      ImportError: without Matplotlib, the extra ``jaxgd[plot]``.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxgd
+      >>> def valley(x):
+      ...     return (1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2
+      >>> start = jnp.array([-1.2, 1.0])
+      >>> path = [start, *jaxgd.iterate(valley, start, every=1)]
+      >>> ax = jaxgd.plot_path(valley, path)
+    """
+    from jax.flatten_util import ravel_pytree
+
+    iterates = [getattr(one, "params", one) for one in path]
+    if not iterates:
+        raise ValueError("path must hold an iterate at least, got none.")
+    if any(_tree.is_traced(x) for x in jax.tree.leaves(iterates)):
+        raise TypeError(
+            "plot_path draws, which nothing does inside jit: call it outside."
+        )
+    first, unravel = ravel_pytree(iterates[0])
+    if first.size != 2 or jnp.iscomplexobj(first):
+        raise ValueError(
+            "plot_path draws descents of two real parameters, got "
+            f"{first.size} of dtype {first.dtype}: plot the result instead."
+        )
+    points = np.array([np.asarray(ravel_pytree(one)[0]) for one in iterates], float)
+    points = points[np.isfinite(points).all(axis=1)]
+    if ax is None:
+        ax = _new_axes()
+        _contours(ax, lambda p: fun(unravel(p), *args), points, first.dtype)
+    marker = "o-" if len(points) <= 100 else "-"
+    (line,) = ax.plot(*points.T, marker, lw=1.2, ms=2.5, label=label, zorder=3)
+    color = line.get_color()
+    ax.plot(*points[0], "o", color="white", mec=color, ms=7, zorder=4)
+    ax.plot(*points[-1], "D", color=color, mec="white", ms=7, zorder=4)
+    if label is not None:
+        ax.legend(fontsize="small", framealpha=0.9)
+    return ax
+
+
+def _contours(ax, fun, points, dtype):
+    low, high = points.min(axis=0), points.max(axis=0)
+    size = np.maximum(high - low, 0.1 * np.max(high - low) or 1.0)
+    low, high = low - 0.25 * size, high + 0.25 * size
+    x, y = (np.linspace(a, b, 161) for a, b in zip(low, high, strict=True))
+    grid = np.stack(np.meshgrid(x, y), axis=-1)
+    values = jax.vmap(jax.vmap(fun))(jnp.asarray(grid, dtype))
+    values = np.asarray(values, float)
+    finite = values[np.isfinite(values)]
+    if finite.size and finite.max() > finite.min():
+        above = np.log10(values - finite.min() + 1e-4 * (finite.max() - finite.min()))
+        style = {"levels": 18, "colors": _GRAD, "alpha": 0.6}
+        ax.contour(x, y, above, linewidths=0.7, linestyles="solid", **style)
+    ax.set_xlim(low[0], high[0])
+    ax.set_ylim(low[1], high[1])
+    ax.set_xlabel("first parameter")
+    ax.set_ylabel("second parameter")
 
 
 def _cut_above_the_start(ax, lines, start):

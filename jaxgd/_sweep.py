@@ -187,7 +187,7 @@ def sweep(
     given = {**DEFAULTS, **like_minimize}
     if isinstance(data, Stream):
         raise TypeError(
-            "data must be arrays for a sweep, whose lanes are within one program, got a "
+            "data must be arrays for a sweep, whose lanes are one program, got a "
             "Stream: call minimize with it for each setting."
         )
     if any(
