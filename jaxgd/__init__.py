@@ -27,7 +27,7 @@ from jaxgd._loop import Check as Check
 from jaxgd._minimize import minimize as minimize
 from jaxgd._parameter_free import ParabolicRMSState as ParabolicRMSState
 from jaxgd._parameter_free import parabolic_rms as parabolic_rms
-from jaxgd._plot import plot_path as plot_path
+from jaxgd._plot import plot_paths as plot_paths
 from jaxgd._result import Criterion as Criterion
 from jaxgd._result import Result as Result
 from jaxgd._result import Status as Status

@@ -289,21 +289,21 @@ def _spread_out(x) -> bool:
     return bool(x.size > 1 and x.min() > 0 and x.max() > 10 * x.min())
 
 
-def plot_path(fun, path, *, args=(), ax=None, label=None):
-    r"""Draws a descent over the contours of an objective of two parameters.
+def plot_paths(fun, paths, *, args=(), ax=None):
+    r"""Draws descents over the contours of an objective of two parameters.
 
     Args:
       fun: the objective, ``fun(params, *args)``.
-      path: the iterates in order: parameters, whose leaves hold two numbers together,
-        or results, such as the snapshots of ``iterate``; both may be mixed.
+      paths: a list of descents, or a dict of them by name. Each has its iterates in
+        order: parameters, whose leaves hold two numbers together, or results, such as
+        the snapshots of ``iterate``.
       args: extra arguments of ``fun``.
-      ax: Matplotlib axes to draw into, over what is there; new ones with contours if
-        None.
-      label: a name for the legend.
+      ax: Matplotlib axes to draw into; new ones if None.
 
     Returns:
-      The axes; contours are drawn at equal distances in the logarithm of the objective
-      above its lowest value in the picture.
+      The axes. A ring is where a descent begins, a diamond where it ends. Contours are
+      at equal distances in the logarithm of the objective above its lowest value in
+      the picture.
 
     Raises:
       ValueError: the parameters are not two real numbers.
@@ -315,36 +315,54 @@ def plot_path(fun, path, *, args=(), ax=None, label=None):
       ...     return (1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2
       >>> start = jnp.array([-1.2, 1.0])
       >>> path = [start, *jaxgd.iterate(valley, start, every=1)]
-      >>> ax = jaxgd.plot_path(valley, path)
+      >>> ax = jaxgd.plot_paths(valley, {"Barzilai-Borwein": path})
     """
+    if not isinstance(paths, dict | list | tuple) or not paths:
+        raise ValueError(
+            "paths must be a list or dict of one descent at least, got "
+            f"{type(paths).__name__}: pass for example [[start, *snapshots]]."
+        )
+    names = list(paths) if isinstance(paths, dict) else [None] * len(paths)
+    found = [_points(path) for path in _values(paths)]
+    ax = _new_axes() if ax is None else ax
+    _, unravel, dtype = found[0]
+    every = np.concatenate([points for points, *_ in found])
+    _contours(ax, lambda p: fun(unravel(p), *args), every, dtype)
+    for label, (points, *_) in zip(names, found, strict=True):
+        marker = "o-" if len(points) <= 100 else "-"
+        style = {"lw": 1.2, "ms": 2.5, "label": label, "zorder": 3}
+        (line,) = ax.plot(*points.T, marker, **style)
+        color = line.get_color()
+        ax.plot(*points[0], "o", color="white", mec=color, ms=7, zorder=4)
+        ax.plot(*points[-1], "D", color=color, mec="white", ms=7, zorder=4)
+    if isinstance(paths, dict):
+        ax.legend(fontsize="small", framealpha=0.9)
+    return ax
+
+
+def _values(paths):
+    return paths.values() if isinstance(paths, dict) else paths
+
+
+def _points(path):
+    """A descent as an array (iterates, 2), the way back to params, and their dtype."""
     from jax.flatten_util import ravel_pytree
 
     iterates = [getattr(one, "params", one) for one in path]
     if not iterates:
-        raise ValueError("path must hold an iterate at least, got none.")
+        raise ValueError("paths must hold an iterate at least each, got none.")
     if any(_tree.is_traced(x) for x in jax.tree.leaves(iterates)):
         raise TypeError(
-            "plot_path draws, which nothing does inside jit: call it outside."
+            "plot_paths draws, which nothing does inside jit: call it outside."
         )
     first, unravel = ravel_pytree(iterates[0])
     if first.size != 2 or jnp.iscomplexobj(first):
         raise ValueError(
-            "plot_path draws descents of two real parameters, got "
+            "plot_paths draws descents of two real parameters, got "
             f"{first.size} of dtype {first.dtype}: plot the result instead."
         )
     points = np.array([np.asarray(ravel_pytree(one)[0]) for one in iterates], float)
-    points = points[np.isfinite(points).all(axis=1)]
-    if ax is None:
-        ax = _new_axes()
-        _contours(ax, lambda p: fun(unravel(p), *args), points, first.dtype)
-    marker = "o-" if len(points) <= 100 else "-"
-    (line,) = ax.plot(*points.T, marker, lw=1.2, ms=2.5, label=label, zorder=3)
-    color = line.get_color()
-    ax.plot(*points[0], "o", color="white", mec=color, ms=7, zorder=4)
-    ax.plot(*points[-1], "D", color=color, mec="white", ms=7, zorder=4)
-    if label is not None:
-        ax.legend(fontsize="small", framealpha=0.9)
-    return ax
+    return points[np.isfinite(points).all(axis=1)], unravel, first.dtype
 
 
 def _contours(ax, fun, points, dtype):
