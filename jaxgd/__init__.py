@@ -1,16 +1,16 @@
 """Gradient descent in JAX: one compiled, honest, resumable run.
 
 ``minimize`` is the one call; ``find_learning_rate`` and ``sharpness`` tell which rate
-to give it; ``make_step`` and ``init_state`` are the manual loop; ``benchmark`` times a
-call.
+to give it; ``make_step`` and ``init_state`` are the manual loop; ``save`` and ``load``
+keep a state in a file; ``benchmark`` times a call.
 
 The rooms, each importing only those after it: ``_benchmark`` (times), ``_search`` (a
 race of rates), ``_sharpness`` (the largest curvature), ``_minimize`` (the front door),
-``_resume`` (taking up a run), ``_program`` (what is compiled),
-``_step`` (the scan body), ``_check`` and ``_spec`` (arguments, and what a program is
-keyed by), ``_source`` and ``_rows`` (which rows), ``_stop`` (when to stop), ``_loop``
-(the order of events), ``_native`` (small loops on a CPU), ``_rules`` (reading optax),
-``_spectral`` and ``_parameter_free`` (steps without a rate), ``_gradient``,
+``_checkpoint`` (states in files), ``_resume`` (taking up a run), ``_program`` (what is
+compiled), ``_step`` (the scan body), ``_check`` and ``_spec`` (arguments, and what a
+program is keyed by), ``_source`` and ``_rows`` (which rows), ``_stop`` (when to stop),
+``_loop`` (the order of events), ``_native`` (small loops on a CPU), ``_rules`` (reading
+optax), ``_spectral`` and ``_parameter_free`` (steps without a rate), ``_gradient``,
 ``_diagnosis`` (what was wrong with a rate), ``_result``, ``_history``, ``_tree``.
 ``_plot`` is imported when a picture is asked for, and ``problems`` stands alone.
 """
@@ -18,6 +18,8 @@ keyed by), ``_source`` and ``_rows`` (which rows), ``_stop`` (when to stop), ``_
 from jaxgd import problems as problems
 from jaxgd._benchmark import Benchmark as Benchmark
 from jaxgd._benchmark import benchmark as benchmark
+from jaxgd._checkpoint import load as load
+from jaxgd._checkpoint import save as save
 from jaxgd._diagnosis import Diagnosis as Diagnosis
 from jaxgd._history import History as History
 from jaxgd._loop import Check as Check
