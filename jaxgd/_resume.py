@@ -105,8 +105,7 @@ def _resumed(fresh: State, state) -> State:
         return dict(zip(names, _formed(parts, likes) if same else likes, strict=True))
 
     run = replace(
-        new,
-        key=old.key,
+        new,  # its key is that of the old one
         **taken("history", "checks", "evaluations", "checked"),
         **taken("watch", "rule", "status", "seen"),
         **taken("arrived"),
@@ -127,9 +126,11 @@ def _formed(tree, like):
 
 
 def _placed(leaf, like):
-    # An array on the host goes anywhere, but not all places compute the same program.
-    on_host = isinstance(leaf, np.ndarray) and isinstance(like, jax.Array)
-    if on_host and not _tree.is_traced(like) and like.committed:
+    if _tree.is_traced(leaf) or _tree.is_traced(like):
+        return leaf
+    # What is bound to no device may go to any, but not by the same compiled program.
+    bound = isinstance(like, jax.Array) and like.committed
+    if bound and like.is_fully_addressable and not getattr(leaf, "committed", False):
         return jax.device_put(leaf, like.sharding)
     return leaf
 
