@@ -13,7 +13,7 @@ import sys
 import zipfile
 from collections import OrderedDict, namedtuple
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -281,8 +281,8 @@ def test_the_runs_cover_every_stop_rule_in_both_regimes():
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_goes_on_from_a_file(name, tmp_path, count_compilations):
     half = call(name, 17, key=3)
-    expected = call(name, 17, state=half.state)
     with count_compilations() as count:
+        expected = call(name, 17, state=half.state)
         loaded = passed(half.state, tmp_path)
         result = call(name, 17, state=loaded)
         assert count() == 0
@@ -375,6 +375,7 @@ def test_lanes(tmp_path):
             learning_rate=rate,
             max_steps=6,
             state=state,
+            stop=None,
             history_rows=4,
         )
 
@@ -512,22 +513,11 @@ def test_a_mismatch_names_the_first_part_that_differs(name, way, trained, tmp_pa
         jaxgd.minimize(fun, params, (X, Y), state=state, **setting)
 
 
-def test_doubles_do_not_turn_into_floats_unnoticed(tmp_path):
-    start = {"w": np.zeros(4), "b": np.zeros(())}
-    with jax.enable_x64(True):
-        state = jaxgd.minimize(least_squares, start, (X, Y), max_steps=2).state
-        loaded = passed(state, tmp_path)
-    with pytest.raises(ValueError, match=r"params\['b'\].*expected float32.*float64"):
-        jaxgd.minimize(least_squares, start, (X, Y), state=loaded, max_steps=2)
-
-
-def edited_run(**parts):
-    """A state whose file would be in order, but not what a run leaves."""
-    state = train().state
-    run = copy(state.run)
-    for name, part in parts.items():
-        object.__setattr__(run, name, part)
-    return State(state.params, state.opt_state, state.step, run)
+def test_doubles_do_not_turn_into_floats_unnoticed(trained, tmp_path):
+    doubles = {name: np.asarray(w, "f8") for name, w in trained.params.items()}
+    loaded = passed(replace(trained, params=doubles), tmp_path)
+    with pytest.raises(ValueError, match=r"params\['w1'\].*expected float32.*float64"):
+        train(state=loaded)
 
 
 @pytest.mark.parametrize(
@@ -540,15 +530,17 @@ def edited_run(**parts):
         ({"checked": ()}, "state.run.checked"),
     ],
 )
-def test_a_run_that_no_run_leaves_is_refused(parts, path, tmp_path):
-    loaded = passed(edited_run(**parts), tmp_path)
+def test_a_run_that_no_run_leaves_is_refused(parts, path, trained, tmp_path):
+    run = replace(trained.run, **parts)
+    loaded = passed(replace(trained, run=run), tmp_path)
     with pytest.raises(ValueError, match=f"^{path} (is of another|has room)"):
         train(state=loaded)
 
 
-def test_memory_of_another_form_is_another_rules(tmp_path):
-    state = edited_run(watch=Opaque(one(1)), seen=(), met=(), arrived=one(1))
-    loaded = passed(state, tmp_path)
+def test_memory_of_another_form_is_another_rules(trained, tmp_path):
+    parts = {"watch": Opaque(one(1)), "seen": (), "met": (), "arrived": one(1)}
+    run = replace(trained.run, **parts)
+    loaded = passed(replace(trained, run=run), tmp_path)
     assert train(state=loaded).steps == 4
 
 
