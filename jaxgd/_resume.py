@@ -72,7 +72,10 @@ def begin(spec: Spec, numbers: Numbers, state=None) -> State:
     """The state that a call starts from: one before step 0, or ``state`` taken up."""
     if state is None:
         return start(spec, numbers)
-    _require_same_problem(start.eval_shape(spec, numbers), state)
+    like = start.eval_shape(spec, numbers)
+    if _same_form(state, like):  # as where a run of this process goes on
+        return _formed(state, start(spec, numbers))
+    _require_same_problem(like, state)
     return _resumed(start(spec, numbers), state)
 
 
@@ -146,17 +149,8 @@ def _require_alike(name, tree, like) -> None:
         )
 
 
-def _difference(tree, like) -> tuple[str, str, str] | None:
+def _difference(tree, like, path="") -> tuple[str, str, str] | None:
     """Path, what is there and what was expected, of the first part that differs."""
-    # The quick way: a state of this process has the very classes.
-    same = jax.tree.structure(tree) == jax.tree.structure(like)
-    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(like), strict=False)
-    if same and all(_form(x) == _form(y) for x, y in pairs):
-        return None
-    return _first_difference(tree, like)
-
-
-def _first_difference(tree, like, path=""):
     old, new = level_of(tree), level_of(like)
     if old is None and new is None:
         same = _form(tree) == _form(like)
@@ -165,7 +159,7 @@ def _first_difference(tree, like, path=""):
         return path, _told(tree), _told(like)
     if old.names == new.names:
         for name, child, expected in zip(*old[1:], new.children, strict=True):
-            found = _first_difference(child, expected, path + name)
+            found = _difference(child, expected, path + name)
             if found is not None:
                 return found
         return None
@@ -176,6 +170,13 @@ def _first_difference(tree, like, path=""):
         if name not in new.names:
             return path + name, _told(child), "nothing"
     return path, _told(tree), _told(like)  # the same names in another order
+
+
+def _same_form(tree, like) -> bool:
+    """Whether classes, shapes and dtypes are the same: quickly told."""
+    leaves, treedef = jax.tree.flatten(tree)
+    likes, expected = jax.tree.flatten(like)
+    return treedef == expected and list(map(_form, leaves)) == list(map(_form, likes))
 
 
 def _form(leaf) -> tuple:

@@ -213,6 +213,15 @@ def test_a_file_is_a_zip_of_arrays_and_a_manifest(tmp_path):
     assert manifest["jaxgd"] == jaxgd.__version__
 
 
+def test_files_beyond_32_bit_sizes(tmp_path, monkeypatch):
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 500)
+    monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 2)
+    state = state_of([np.zeros(10, "f"), np.arange(1000)])
+    loaded = passed(state, tmp_path)
+    assert b"PK\x06\x06" in (tmp_path / "state").read_bytes()
+    assert_same_leaves(loaded, state)
+
+
 # Runs that go on
 
 
