@@ -1,18 +1,19 @@
 """Gradient descent in JAX: one compiled, honest, resumable run.
 
 ``minimize`` is the one call, ``iterate`` the same in a Python loop, ``sweep`` many of
-them at once; ``find_learning_rate`` and ``sharpness`` tell which rate to give it;
-``make_step`` and ``init_state`` are the manual loop; ``benchmark`` times a call.
+them at once; ``save`` and ``load`` keep a state in a file, ``Stream`` reads rows from
+one; ``find_learning_rate`` and ``sharpness`` tell which rate to give; ``make_step`` and
+``init_state`` are the manual loop; ``benchmark`` times a call.
 
 The rooms, each importing only those after it: ``_benchmark`` (times), ``_sweep`` (many
 runs as lanes), ``_iterate`` (the host's loop), ``_search`` (a race of rates),
-``_sharpness`` (the largest curvature), ``_minimize`` (the front door), ``_resume``
-(taking up a run), ``_fed`` (a run whose rows come from outside), ``_program`` (what is
-compiled), ``_step`` (the scan body), ``_check`` and ``_spec`` (arguments, and what a
-program is keyed by), ``_stream`` (rows from outside), ``_source`` and ``_rows`` (which
-rows), ``_stop`` (when to stop), ``_lanes`` and ``_loop`` (the order of events),
-``_native`` (small loops on a CPU), ``_rules`` (reading optax),
-``_spectral`` and ``_parameter_free`` (steps without a rate), ``_gradient``,
+``_sharpness`` (the largest curvature), ``_minimize`` (the front door), ``_checkpoint``
+(states in files), ``_resume`` (taking up a run), ``_fed`` (a run whose rows come from
+outside), ``_program`` (what is compiled), ``_step`` (the scan body), ``_check`` and
+``_spec`` (arguments, and what a program is keyed by), ``_stream`` (rows from outside),
+``_source`` and ``_rows`` (which rows), ``_stop`` (when to stop), ``_lanes`` and
+``_loop`` (the order of events), ``_native`` (small loops on a CPU), ``_rules`` (reading
+optax), ``_spectral`` and ``_parameter_free`` (steps without a rate), ``_gradient``,
 ``_diagnosis`` (what was wrong with a rate), ``_result``, ``_history``, ``_tree``.
 ``_plot`` is imported when a picture is asked for, and ``problems`` stands alone.
 """
@@ -20,6 +21,8 @@ rows), ``_stop`` (when to stop), ``_lanes`` and ``_loop`` (the order of events),
 from jaxgd import problems as problems
 from jaxgd._benchmark import Benchmark as Benchmark
 from jaxgd._benchmark import benchmark as benchmark
+from jaxgd._checkpoint import load as load
+from jaxgd._checkpoint import save as save
 from jaxgd._diagnosis import Diagnosis as Diagnosis
 from jaxgd._history import History as History
 from jaxgd._iterate import iterate as iterate

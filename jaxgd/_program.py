@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 
 from jaxgd import _tree
 from jaxgd._diagnosis import Met, nothing_met
@@ -88,8 +89,14 @@ def start(spec: Spec, numbers: Numbers) -> State:
         history=empty_record(spec.history_rows, dtype),
         checks=empty_record(spec.history_rows if full_checks else 0, dtype),
     )
-    opt_state = jax.tree.map(jnp.asarray, opt_state)
+    # A weak type would be gone after the first chunk, and cost the next a compilation.
+    opt_state = jax.tree.map(lambda x: _strong(jnp.asarray(x)), opt_state)
     return State(params, opt_state, jnp.int32(0), run)
+
+
+def _strong(x):
+    """``x`` without a weak type."""
+    return lax.convert_element_type(x, x.dtype) if getattr(x, "weak_type", False) else x
 
 
 @partial(jax.jit, static_argnums=0)

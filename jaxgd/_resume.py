@@ -1,86 +1,192 @@
 """How a run is taken up: its state put into the form that a call expects.
 
-This room owns whether a state is of the same problem, leaf by leaf, and what of its
-memory another stop rule may not read.
+This room owns whether a state is of the same problem, node by node and leaf by leaf,
+and what of its memory another stop rule may not read. A state out of a file has a
+``Node`` wherever a class stood that the file cannot make again; it takes the form of
+the fresh state where the two look alike.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from jaxgd import _tree
 from jaxgd._program import start
-from jaxgd._spec import Numbers, Spec
+from jaxgd._spec import Numbers, Spec, short
 from jaxgd._step import State
+
+
+@jax.tree_util.register_pytree_with_keys_class
+@dataclass(frozen=True, eq=False)
+class Node:
+    """What ``load`` gives back of a container of another library, or of your own.
+
+    Leaves and their order are those of the container. ``minimize(..., state=...)``
+    puts them back into it; by hand ``jax.tree.unflatten`` does, with the structure of
+    a state made afresh.
+
+    Attributes:
+      kind: the name of the container's class.
+      names: the names of its parts, as ``jax.tree_util.keystr`` shows them.
+      children: its parts.
+    """
+
+    kind: str
+    names: tuple
+    children: tuple
+
+    def tree_flatten_with_keys(self):
+        """As ``jax.tree_util.register_pytree_with_keys_class`` asks for."""
+        pairs = tuple(zip(self.names, self.children, strict=True))
+        return pairs, (self.kind, self.names)
+
+    @classmethod
+    def tree_unflatten(cls, aux, children):
+        """As ``jax.tree_util.register_pytree_with_keys_class`` asks for."""
+        return cls(aux[0], aux[1], tuple(children))
+
+
+class Level(NamedTuple):
+    """The uppermost node of a pytree."""
+
+    kind: str  # the name of its class
+    names: tuple  # of its parts, as keystr shows them
+    children: tuple
+
+
+def level_of(tree) -> Level | None:
+    """The uppermost node of ``tree``; None for a leaf."""
+    pairs, _ = jax.tree_util.tree_flatten_with_path(
+        tree, is_leaf=lambda part: part is not tree
+    )
+    if len(pairs) == 1 and not pairs[0][0]:
+        return None
+    kind = tree.kind if isinstance(tree, Node) else type(tree).__qualname__
+    names = tuple(jax.tree_util.keystr(path) for path, _ in pairs)
+    return Level(kind, names, tuple(child for _, child in pairs))
 
 
 def begin(spec: Spec, numbers: Numbers, state=None) -> State:
     """The state that a call starts from: one before step 0, or ``state`` taken up."""
     if state is None:
         return start(spec, numbers)
-    _require_same_problem(start.eval_shape(spec, numbers), state)
+    like = start.eval_shape(spec, numbers)
+    if _same_form(state, like):  # as where a run of this process goes on
+        return _formed(state, start(spec, numbers))
+    _require_same_problem(like, state)
     return _resumed(start(spec, numbers), state)
 
 
 def _require_same_problem(fresh: State, state) -> None:
-    """A ValueError names the first leaf of ``state`` that differs from ``fresh``."""
-    for name in ("params", "opt_state"):
+    """A ValueError names the first part of ``state`` that differs from ``fresh``."""
+    for name in ("params", "opt_state", "step"):
         _require_alike(f"state.{name}", getattr(state, name), getattr(fresh, name))
     old, new = state.run, fresh.run
     for name in ("history", "checks"):
-        rows = np.shape(getattr(old, name).step)[-1]
-        expected = np.shape(getattr(new, name).step)[-1]
-        if rows != expected:
+        rows = np.shape(getattr(getattr(old, name), "step", 0))[-1:]
+        expected = np.shape(getattr(new, name).step)[-1:]
+        if rows and rows != expected:
             raise ValueError(
-                f"state.run.{name} has room for {rows} rows, this call for {expected}: "
-                "pass the history_rows of the first run, and batch_size only if it had "
-                "one."
+                f"state.run.{name} has room for {rows[0]} rows, this call for "
+                f"{expected[0]}: pass the history_rows of the first run, and "
+                "batch_size only if it had one."
             )
+    for name in ("history", "checks", "evaluations", "status", "checked"):
+        _require_alike(f"state.run.{name}", getattr(old, name), getattr(new, name))
 
 
 def _resumed(fresh: State, state) -> State:
     """``state`` in the form of ``fresh``: another rule finds fresh memory."""
     old, new = state.run, fresh.run
-    same_rule = _alike((old.watch, old.rule), (new.watch, new.rule))
+
+    def taken(*names):
+        parts = [getattr(old, name) for name in names]
+        likes = [getattr(new, name) for name in names]
+        same = _difference(parts, likes) is None
+        return dict(zip(names, _formed(parts, likes) if same else likes, strict=True))
+
     run = replace(
-        old,
-        watch=old.watch if same_rule else new.watch,
-        rule=old.rule if same_rule else new.rule,
-        status=old.status if same_rule else new.status,
-        seen=old.seen if same_rule else new.seen,
-        arrived=old.arrived if _alike(old.arrived, new.arrived) else new.arrived,
-        anchor=old.anchor if _alike(old.anchor, new.anchor) else new.anchor,
+        new,  # its key is that of the old one
+        **taken("history", "checks", "evaluations", "checked"),
+        **taken("watch", "rule", "status", "seen"),
+        **taken("arrived"),
+        **taken("met"),
+        **taken("anchor"),
     )
-    return replace(state, run=run)
-
-
-def _alike(a, b) -> bool:
-    same = jax.tree.structure(a) == jax.tree.structure(b)
-    return same and all(
-        np.shape(x) == np.shape(y) and x.dtype == y.dtype
-        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    params, opt_state, step = _formed(
+        (state.params, state.opt_state, state.step),
+        (fresh.params, fresh.opt_state, fresh.step),
     )
+    return State(params, opt_state, step, run)
 
 
-def _require_alike(name, tree, expected) -> None:
-    fix = (
-        "go on with the params, optimizer and fun of the run that made the state (a "
-        "schedule keeps a counter of steps, a number none)"
-    )
-    if jax.tree.structure(tree) != jax.tree.structure(expected):
+def _formed(tree, like):
+    """The leaves of ``tree`` in the structure of ``like``, and where those are."""
+    leaves, treedef = jax.tree.flatten(like)
+    return jax.tree.unflatten(treedef, map(_placed, jax.tree.leaves(tree), leaves))
+
+
+def _placed(leaf, like):
+    if _tree.is_traced(leaf) or _tree.is_traced(like):
+        return leaf
+    # What is bound to no device may go to any, but not by the same compiled program.
+    bound = isinstance(like, jax.Array) and like.committed
+    if bound and like.is_fully_addressable and not getattr(leaf, "committed", False):
+        return jax.device_put(leaf, like.sharding)
+    return leaf
+
+
+def _require_alike(name, tree, like) -> None:
+    found = _difference(tree, like)
+    if found is not None:
+        path, came, expected = found
         raise ValueError(
-            f"{name} is of another problem: expected {jax.tree.structure(expected)}, "
-            f"got {jax.tree.structure(tree)}; {fix}."
+            f"{name}{path} is of another problem: expected {expected}, got {came}; go "
+            "on with the params, optimizer and fun of the run that made the state (a "
+            "schedule keeps a counter of steps, a number none)."
         )
-    pairs = zip(
-        jax.tree_util.tree_leaves_with_path(tree),
-        jax.tree.leaves(expected),
-        strict=True,
-    )
-    for (path, leaf), like in pairs:
-        if np.shape(leaf) != np.shape(like) or leaf.dtype != like.dtype:
-            raise ValueError(
-                f"{name}{jax.tree_util.keystr(path)} is of another problem: expected "
-                f"{like.dtype}{list(np.shape(like))}, got {leaf.dtype}"
-                f"{list(np.shape(leaf))}; {fix}."
-            )
+
+
+def _difference(tree, like, path="") -> tuple[str, str, str] | None:
+    """Path, what is there and what was expected, of the first part that differs."""
+    old, new = level_of(tree), level_of(like)
+    if old is None and new is None:
+        same = _form(tree) == _form(like)
+        return None if same else (path, _told(tree), _told(like))
+    if old is None or new is None or old.kind != new.kind:
+        return path, _told(tree), _told(like)
+    if old.names == new.names:
+        for name, child, expected in zip(*old[1:], new.children, strict=True):
+            found = _difference(child, expected, path + name)
+            if found is not None:
+                return found
+        return None
+    for name, child in zip(*new[1:], strict=True):
+        if name not in old.names:
+            return path + name, "nothing", _told(child)
+    for name, child in zip(*old[1:], strict=True):
+        if name not in new.names:
+            return path + name, _told(child), "nothing"
+    return path, _told(tree), _told(like)  # the same names in another order
+
+
+def _same_form(tree, like) -> bool:
+    """Whether classes, shapes and dtypes are the same: quickly told."""
+    leaves, treedef = jax.tree.flatten(tree)
+    likes, expected = jax.tree.flatten(like)
+    return treedef == expected and list(map(_form, leaves)) == list(map(_form, likes))
+
+
+def _form(leaf) -> tuple:
+    return np.shape(leaf), getattr(leaf, "dtype", type(leaf))
+
+
+def _told(tree) -> str:
+    """A part as an error shows it: dtype and shape, or class and names of parts."""
+    level = level_of(tree)
+    if level is None:
+        shape, dtype = _form(tree)
+        return f"{dtype}{list(shape)}"
+    return f"{level.kind}({short(', '.join(level.names), 80)})"
