@@ -15,6 +15,8 @@ NAMES = (
     "first_result",
     "repeated_call",
     "own_timing",
+    "lanes",
+    "host_loop",
     "rate_search",
     "classical",
     "ahead_of_time",
