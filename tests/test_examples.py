@@ -97,3 +97,35 @@ def test_no_tuning():
         assert mini.value < mini.history.value[0]
         assert not whole.value > mini.value
         assert given.status in (Status.MAX_STEPS, Status.DIVERGED)
+
+
+def test_sweep(tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    sweep = load("sweep").main(tmp_path / "sweep.png", epochs=1, seeds=2)
+    assert sweep.shape == (8, 6, 2)
+    assert sweep.best.value < 0.6
+    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert "96 runs of 1 epochs" in capsys.readouterr().out
+
+
+def test_training_loop(tmp_path):
+    pytest.importorskip("sklearn")
+    best, value, after, result = load("training_loop").main(
+        tmp_path, width=16, epochs=6, patience=2
+    )
+    assert best == value < 0.6
+    assert after < best + 0.05
+    assert result.status == Status.MAX_STEPS
+    lines = (tmp_path / "log.csv").read_text().splitlines()
+    assert len(lines) == 7
+    assert int(lines[1].split(",")[0]) == 28
+
+
+def test_many_starts(tmp_path):
+    module = load("many_starts")
+    sweep, nearest = module.main(tmp_path / "starts.png", count=40, drawn=3)
+    assert sweep.results.converged.all()
+    ends = np.asarray(sweep.results.params)
+    np.testing.assert_allclose(ends, module.MINIMA[nearest], atol=1e-3)
+    assert set(nearest) == {0, 1, 2, 3}
+    assert (tmp_path / "starts.png").read_bytes().startswith(b"\x89PNG")
