@@ -175,7 +175,7 @@ def _of_rows(spec: Spec, numbers: Numbers, state: State):
 
 def _forms(spec: Spec, block: int, numbers: Numbers, state: State) -> BlockForms:
     of_rows = _of_rows(spec, numbers, state)
-    return block_forms(of_rows, numbers.data.zeros(block), block)
+    return block_forms(of_rows, numbers.data.zeros(block + 1), block)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -188,8 +188,8 @@ def _with_blocks(spec: Spec, block: int, numbers: Numbers, state, total, count):
     """``total`` with ``count`` blocks of a window; and their auxiliary output."""
     window = numbers.data
     of_rows = _of_rows(spec, numbers, state)
-    shapes = block_forms(of_rows, window, block).aux
     blocks = count_rows(window) // block
+    _, shapes = jax.eval_shape(lambda: of_rows(block_of(window, 0, block)))
     room = jax.tree.map(lambda s: jnp.zeros((blocks, *s.shape), s.dtype), shapes)
 
     def body(i, carry):

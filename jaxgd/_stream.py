@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgd import _tree
 from jaxgd._rows import as_key, rows_of_steps, shuffled_rows
 from jaxgd._rules import describe
 from jaxgd._source import chunk_size
@@ -61,9 +62,9 @@ class Form(NamedTuple):
 
     def zeros(self, rows: int = 1):
         """So many rows that stand for others where only their form counts."""
-        pairs = zip(self.shapes, self.dtypes, strict=True)
+        pairs = zip(self.shapes, self.on_device().dtypes, strict=True)
         return self.treedef.unflatten(
-            [jnp.zeros((rows, *shape), canonical(dtype)) for shape, dtype in pairs]
+            [jnp.zeros((rows, *shape), dtype) for shape, dtype in pairs]
         )
 
     def abstract(self):
@@ -73,17 +74,20 @@ class Form(NamedTuple):
             [jax.ShapeDtypeStruct((self.n, *shape), dtype) for shape, dtype in pairs]
         )
 
+    def on_device(self) -> "Form":
+        """With the dtypes that rows have there: of 64 bits only where JAX has them."""
+        dtypes = (np.dtype(jax.dtypes.canonicalize_dtype(x)) for x in self.dtypes)
+        return self._replace(dtypes=tuple(dtypes))
+
     def empty(self, rows: int) -> list[np.ndarray]:
         """Fresh memory for so many rows."""
         pairs = zip(self.shapes, self.dtypes, strict=True)
-        return [_aligned((rows, *shape), canonical(dtype)) for shape, dtype in pairs]
+        return [_aligned((rows, *shape), dtype) for shape, dtype in pairs]
 
     @property
     def row_bytes(self) -> int:
         pairs = zip(self.shapes, self.dtypes, strict=True)
-        return sum(
-            int(np.prod(shape)) * canonical(dtype).itemsize for shape, dtype in pairs
-        )
+        return sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in pairs)
 
 
 class Stream:
@@ -222,8 +226,9 @@ class Stream:
 
 # A Stream is structure, and equal to others of its form: it never decides about a
 # compilation. What a traced function sees of it is its form.
+_form_alone: Any = lambda form, _: form  # noqa: E731
 jax.tree_util.register_pytree_node(
-    Stream, lambda stream: ((), stream.form), lambda form, _: form
+    Stream, lambda stream: ((), stream.form), _form_alone
 )
 
 
@@ -240,7 +245,7 @@ class KeyData(NamedTuple):
         )
 
     def key(self):
-        return jax.random.wrap_key_data(self.words, impl=self.impl)
+        return jax.random.wrap_key_data(jnp.asarray(self.words), impl=self.impl)
 
 
 class Plan(NamedTuple):
@@ -256,7 +261,7 @@ def plan_of(spec: Spec, stream: Stream) -> Plan:
     rows, batch_size = stream.form.abstract(), spec.batch_size
     block = block_of_pass(spec, rows)
     chunk = chunk_size(rows, batch_size, spec.work)
-    row = stream.form.row_bytes + _INDEX_BYTES
+    row = stream.form.on_device().row_bytes + _INDEX_BYTES
     mixed = 0
     if stream.shuffle == "blocks":
         mixed = row * min(stream.n, stream.block_rows * stream.mixed_blocks)
@@ -280,6 +285,8 @@ class Reader:
 
     def __init__(self, stream: Stream, plan: Plan, key, batch_size: int, strata: int):
         self._stream, self._plan = stream, plan
+        # Settled here: whether JAX has 64 bits may be a matter of the thread.
+        self._form = stream.form.on_device()
         self._key, self._batch_size, self._strata = KeyData.of(key), batch_size, strata
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="jaxgd-stream")
         self._open: list[Generator] = []
@@ -294,12 +301,12 @@ class Reader:
 
     def steps(self, step: int, limit: int) -> Iterator:
         """(first step, rows of its batch and the following ones) up to ``limit``."""
-        how = (self._key, self._batch_size, self._strata)
-        return self._ahead(_step_windows(self._stream, self._plan, *how, step, limit))
+        how = (self._key, self._batch_size, self._strata, step, limit)
+        return self._ahead(_step_windows(self._stream, self._form, self._plan, *how))
 
     def blocks(self) -> Iterator:
         """(number of whole blocks, rows); last, if any, (0, the rows that are left)."""
-        return self._ahead(_pass_windows(self._stream, self._plan))
+        return self._ahead(_pass_windows(self._stream, self._form, self._plan))
 
     def _ahead(self, windows: Generator) -> Iterator:
         self._open.append(windows)
@@ -328,13 +335,15 @@ def _on_cpu():
         return contextlib.nullcontext()
 
 
-def _step_windows(stream: Stream, plan, key, batch_size, strata, first, limit):
+def _step_windows(
+    stream: Stream, form: Form, plan, key, batch_size, strata, first, limit
+):
     """Windows from step ``first`` on: each begins with the last batch of the other."""
-    fill = _filler(stream, key, batch_size, strata, first, plan.steps + 1)
+    fill = _filler(stream, form, key, batch_size, strata, first, plan.steps + 1)
     last = None
     for window in range(2**31):
         until = min(first + plan.steps, limit)
-        out = stream.form.empty((plan.steps + 1) * batch_size)
+        out = form.empty((plan.steps + 1) * batch_size)
         begin = 0
         if last is not None:
             _assign(out, 0, last)
@@ -352,22 +361,24 @@ def _step_windows(stream: Stream, plan, key, batch_size, strata, first, limit):
         first = until
 
 
-def _pass_windows(stream: Stream, plan: Plan):
+def _pass_windows(stream: Stream, form: Form, plan: Plan):
     """All rows in their order: windows of whole blocks, then what is left."""
-    pieces = _Pieces(stream.form, _natural(stream))
+    pieces = _Pieces(_natural(stream))
     try:
         whole, rest = divmod(stream.n, plan.block)
         for window, done in enumerate(range(0, whole, plan.blocks)):
             count = min(plan.blocks, whole - done)
             rows = count * plan.block
             first = done * plan.block
-            out = stream.form.empty(plan.blocks * plan.block)
-            with _named(f"window {window} (rows {first} to {first + rows - 1})", window):
+            out = form.empty(plan.blocks * plan.block)
+            with _named(
+                f"window {window} (rows {first} to {first + rows - 1})", window
+            ):
                 pieces.fill(out, 0, rows)
             yield count, out
             del out
         if rest:
-            out = stream.form.empty(rest)
+            out = form.empty(rest)
             with _named(f"the last window (rows {stream.n - rest} and on)", whole):
                 pieces.fill(out, 0, rest)
             yield 0, out
@@ -375,7 +386,7 @@ def _pass_windows(stream: Stream, plan: Plan):
         pieces.close()
 
 
-def _filler(stream: Stream, key, batch_size, strata, step, most):
+def _filler(stream: Stream, form: Form, key, batch_size, strata, step, most):
     """(out, start, stop, step): puts the rows from ``step`` on in out[start:stop]."""
     if stream.shuffle == "rows":
 
@@ -388,9 +399,9 @@ def _filler(stream: Stream, key, batch_size, strata, step, most):
         return fill
     position = step * batch_size
     if stream.shuffle == "blocks":
-        pieces = _Pieces(stream.form, _mixed(stream, key, position))
+        pieces = _Pieces(_mixed(stream, form, key, position))
     else:
-        pieces = _Pieces(stream.form, _natural(stream, position))
+        pieces = _Pieces(_natural(stream, position))
 
     def go_on(out, start, stop, step):
         pieces.fill(out, start, stop)
@@ -401,8 +412,8 @@ def _filler(stream: Stream, key, batch_size, strata, step, most):
 class _Pieces:
     """Rows in a row, out of an endless sequence of pieces (length, how to copy)."""
 
-    def __init__(self, form: Form, pieces: Generator):
-        self._form, self._pieces = form, pieces
+    def __init__(self, pieces: Generator):
+        self._pieces = pieces
         self._at = self._length = 0
         self._copy: Any = None
 
@@ -413,7 +424,9 @@ class _Pieces:
                 self._length, self._copy = next(self._pieces)
                 self._at = 0
             size = min(stop - start, self._length - self._at)
-            self._copy([y[start : start + size] for y in out], self._at, self._at + size)
+            self._copy(
+                [y[start : start + size] for y in out], self._at, self._at + size
+            )
             self._at, start = self._at + size, start + size
 
     def close(self):
@@ -443,10 +456,10 @@ def _copy_rows(arrays, rows, out, start, stop):
         _take(x, rows[start:stop], y)
 
 
-def _mixed(stream: Stream, key: KeyData, position: int):
+def _mixed(stream: Stream, form: Form, key: KeyData, position: int):
     """Pieces of the block order: groups of blocks, their rows shuffled."""
     most = min(stream.n, stream.block_rows * stream.mixed_blocks)
-    held = stream.form.empty(most)
+    held = form.empty(most)
     for blocks, rows in _mixed_groups(stream, key, position):
         sizes = [_block_range(stream, block) for block in blocks]
         offsets = np.cumsum([0, *(stop - start for start, stop in sizes)])
@@ -457,7 +470,9 @@ def _mixed(stream: Stream, key: KeyData, position: int):
                 _copy_slice(stream._arrays, start, here, 0, stop - start)
             at[i] = offsets[i] - start
         order = np.argsort(blocks)
-        places = rows + at[order][np.searchsorted(blocks[order], rows // stream.block_rows)]
+        places = (
+            rows + at[order][np.searchsorted(blocks[order], rows // stream.block_rows)]
+        )
         yield len(rows), partial(_copy_rows, held, places)
 
 
@@ -582,18 +597,16 @@ def _aligned(shape, dtype) -> np.ndarray:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def canonical(dtype) -> np.dtype:
-    """The dtype that rows have on the device."""
-    dtype = np.dtype(dtype)
-    return np.dtype(jax.dtypes.canonicalize_dtype(dtype.newbyteorder("=")))
+def _native(dtype) -> np.dtype:
+    return dtype.newbyteorder("=")
 
 
 def _opened(source) -> tuple[list, Form]:
     """The arrays of a source, and their form."""
     if hasattr(source, "__next__"):
         raise TypeError(
-            f"source must be arrays or a function, got a {type(source).__name__}, which "
-            "can be read only once: pass a function that returns a new one."
+            f"source must be arrays or a function, got a {type(source).__name__}, "
+            "which can be read only once: pass a function that returns a new one."
         )
     paths, treedef = jax.tree_util.tree_flatten_with_path(source)
     if not paths:
@@ -618,7 +631,7 @@ def _opened(source) -> tuple[list, Form]:
 
 
 def _array(name, leaf) -> np.ndarray:
-    if isinstance(leaf, jax.core.Tracer):
+    if _tree.is_traced(leaf):
         raise TypeError(
             f"{name} must be an array outside of jit, vmap and grad, got a traced "
             "value: pass arrays to minimize itself there."
@@ -668,7 +681,7 @@ def _form(treedef, arrays, n) -> Form:
             f"{'fewer' if n else 'more'} rows."
         )
     shapes = tuple(x.shape[1:] for x in arrays)
-    return Form(n, treedef, shapes, tuple(x.dtype for x in arrays))
+    return Form(n, treedef, shapes, tuple(_native(x.dtype) for x in arrays))
 
 
 def _form_of_blocks(source, rows: int | None) -> Form:
@@ -715,7 +728,7 @@ def _leaves_like(form: Form, block) -> tuple[list, str]:
     for (path, _), leaf, shape, dtype in zip(
         paths, leaves, form.shapes, form.dtypes, strict=True
     ):
-        if leaf.ndim == 0 or leaf.shape[1:] != shape or leaf.dtype != dtype:
+        if leaf.ndim == 0 or leaf.shape[1:] != shape or _native(leaf.dtype) != dtype:
             return [], (
                 f"has {leaf.dtype}{list(leaf.shape)} as {jax.tree_util.keystr(path)} "
                 f"where the first block has rows of {dtype}{list(shape)}"

@@ -138,7 +138,11 @@ def test_roofline_is_arithmetic():
     [
         ({"max_steps": 10}, TypeError, "no argument 'max_steps': pass steps"),
         ({"epochs": 1}, TypeError, "no argument 'epochs'"),
-        ({"batchsize": 1}, TypeError, "no argument 'batchsize': did you mean 'batch_size'"),
+        (
+            {"batchsize": 1},
+            TypeError,
+            "no argument 'batchsize': did you mean 'batch_size'",
+        ),
         ({"repeats": 0}, ValueError, "repeats"),
         ({"steps": 0}, ValueError, "steps"),
         ({"stop": None}, ValueError, "steps must be given with stop=None"),
