@@ -30,6 +30,9 @@ _INDEX_BYTES = 32
 # one whose memory is about to be given back.
 _WINDOWS = 5
 _LONGEST_WINDOW = 2**14
+# Nothing hides the reading of the first window: it leads over a part of the steps, the
+# next ones over more and more.
+_FIRST = 8
 # Streams of keys of the block order, beside those of the strata.
 _VISITS, _MIXES = 0xFFFFFFFD, 0xFFFFFFFC
 
@@ -300,7 +303,10 @@ class Reader:
             windows.close()
 
     def steps(self, step: int, limit: int) -> Iterator:
-        """(first step, rows of its batch and the following ones) up to ``limit``."""
+        """(first step, last, the rows of their batches) up to ``limit``.
+
+        Each begins with the step that the one before ended with.
+        """
         how = (self._key, self._batch_size, self._strata, step, limit)
         return self._ahead(_step_windows(self._stream, self._form, self._plan, *how))
 
@@ -340,9 +346,9 @@ def _step_windows(
 ):
     """Windows from step ``first`` on: each begins with the last batch of the other."""
     fill = _filler(stream, form, key, batch_size, strata, first, plan.steps + 1)
-    last = None
+    last, steps = None, max(1, plan.steps // _FIRST)
     for window in range(2**31):
-        until = min(first + plan.steps, limit)
+        until = min(first + steps, limit)
         out = form.empty((plan.steps + 1) * batch_size)
         begin = 0
         if last is not None:
@@ -353,12 +359,12 @@ def _step_windows(
             stop = (until - first + 1) * batch_size
             fill(out, begin * batch_size, stop, first + begin)
         if until == limit:
-            yield first, out
+            yield first, until, out
             return
         last = [x[stop - batch_size : stop].copy() for x in out]
-        yield first, out
+        yield first, until, out
         del out
-        first = until
+        first, steps = until, min(2 * steps, plan.steps)
 
 
 def _pass_windows(stream: Stream, form: Form, plan: Plan):
