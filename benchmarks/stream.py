@@ -65,9 +65,7 @@ def runner(fun, start, data, steps):
 def measured(name, resident, streamed, options, steps) -> dict:
     """A row of the report: streamed against resident, the same bits at the end."""
     same = jax.tree.map(np.array_equal, resident(), streamed())
-    seconds = interleaved(
-        {"resident": resident, "streamed": streamed}, options.repeats
-    )
+    seconds = interleaved({"resident": resident, "streamed": streamed}, options.repeats)
     ratios = seconds["resident"] / seconds["streamed"]
     row = {
         "name": name,

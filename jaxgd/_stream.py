@@ -106,12 +106,12 @@ class Stream:
     in a random order, ``mixed_blocks`` of them at a time, whose rows are shuffled
     uniformly. Every row comes exactly once per epoch, but rows of one block come close
     together. Where blocks are no samples of the whole, a batch is no uniform sample
-    either: of a quantity whose variance within blocks is :math:`s^2` and between them
-    :math:`S^2`, the mean over a batch of :math:`b` rows varies by about
-    :math:`s^2 / b + S^2 (1/b + 1/m)` with :math:`m` mixed blocks, where a uniform one
-    would by :math:`(s^2 + S^2) / b`. So ``mixed_blocks`` well above the batch size
-    loses little even for rows sorted by label, and rows shuffled once when the file is
-    written lose nothing.
+    either: of a quantity with variance :math:`s^2` within blocks and :math:`S^2`
+    between them, the mean over a batch of :math:`b` rows has the variance
+    :math:`s^2 / b + S^2 (1 / b + (1 - m / B) / m)` with :math:`m` of :math:`B` blocks
+    mixed, where a uniform one has :math:`(s^2 + S^2) / b`. So ``mixed_blocks`` well
+    above the batch size loses little even for rows sorted by label, and a file that was
+    shuffled once loses nothing.
 
     A function as source decides the order by itself: in each epoch, row ``p`` of its
     blocks is row ``p``. It is called once for each epoch and each full pass.
@@ -147,7 +147,7 @@ class Stream:
       ...     return jnp.mean((batch["x"] @ theta - batch["y"]) ** 2) / 2
       >>> start = jnp.zeros(2)
       >>> streamed = jaxgd.minimize(loss, start, stream, batch_size=32, epochs=3)
-      >>> streamed.steps
+      >>> int(streamed.steps)
       47
     """
 
@@ -214,7 +214,7 @@ class Stream:
         Returns:
           int array of shape (batch_size,).
         """
-        data = KeyData.of(as_key(key))
+        data, batch_size = KeyData.of(as_key(key)), _count("batch_size", batch_size)
         if self.shuffle == "rows":
             return _window_rows(data, self.n, batch_size, 1, 1, step)[0]
         if self.shuffle is None:

@@ -97,3 +97,12 @@ def test_no_tuning():
         assert mini.value < mini.history.value[0]
         assert not whole.value > mini.value
         assert given.status in (Status.MAX_STEPS, Status.DIVERGED)
+
+
+def test_larger_than_memory(tmp_path):
+    module = load("larger_than_memory")
+    result, accuracy, sizes = module.main(tmp_path, n=120_000, budget_bytes=2**23)
+    assert sizes["file"] > sizes["budget"]
+    assert result.checks.step.size >= 2
+    assert result.checks.value[-1] < result.checks.value[0]
+    assert accuracy > 0.85

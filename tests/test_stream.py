@@ -50,7 +50,7 @@ def assert_same(a, b):
         assert x.dtype == y.dtype
 
 
-def blocks_of(*arrays, size=13, natural=True):
+def blocks_of(*arrays, size=13):
     """A function that yields blocks of rows."""
 
     def factory():
@@ -76,15 +76,11 @@ STOPS = {
 @pytest.mark.parametrize(
     ("rule", "stop", "batch_size", "strata"),
     [
-        ("plain", "auto", 1, None),
         ("plain", "value", 7, None),
-        ("plain", "any", 32, None),
-        ("adam", "value", 32, None),
-        ("adam", "any", 7, None),
-        ("momentum", "any", 1, None),
-        ("momentum", "value", 7, None),
-        ("default", "auto", 7, None),
-        ("default", "value", 32, None),
+        ("plain", "any", 1, None),
+        ("adam", "any", 32, None),
+        ("momentum", "value", 32, None),
+        ("default", "value", 7, None),
         ("plain", "value", 4, 2),
         ("adam", "auto", 10, 5),
     ],
@@ -104,8 +100,9 @@ def test_bits_of_the_resident_run(rule, stop, batch_size, strata):
         **RULES[rule],
     )
     resident = run(data)
-    for budget in (LARGE, TINY):
-        assert_same(resident, run(Stream(data, budget_bytes=budget)))
+    assert_same(resident, run(Stream(data, budget_bytes=TINY)))
+    if rule == "adam":
+        assert_same(resident, run(Stream(data)))
 
 
 def mlp(params, batch, scale):
@@ -144,63 +141,75 @@ def dropped(fun):
 
 
 @pytest.mark.parametrize(
-    ("fun", "how"),
+    ("fun", "how", "in_blocks"),
     [
-        (mlp, {"has_aux": True}),
-        (mlp, {"has_aux": True, "final_evaluation": False}),
-        (mlp, {"has_aux": True, "final_evaluation": False, "stop": STOPS["value"]}),
-        (mlp, {"has_aux": True, "stop": STOPS["any"], "microbatch_size": 3}),
-        (noisy, {"has_aux": True, "with_key": True, "stop": STOPS["value"]}),
-        (dropped(mlp), {"optimizer": optax.contrib.schedule_free_adamw(0.01)}),
-        (dropped(mlp), {"learning_rate": optax.exponential_decay(0.1, 9, 0.9)}),
-        (dropped(mlp), {"history_rows": 0, "max_steps": 0}),
+        (mlp, {"has_aux": True}, True),
+        (mlp, {"has_aux": True, "final_evaluation": False}, False),
+        (
+            mlp,
+            {"has_aux": True, "final_evaluation": False, "stop": STOPS["value"]},
+            False,
+        ),
+        (mlp, {"has_aux": True, "stop": STOPS["any"], "microbatch_size": 3}, True),
+        (noisy, {"has_aux": True, "with_key": True, "stop": STOPS["value"]}, True),
+        (
+            dropped(mlp),
+            {"optimizer": optax.contrib.schedule_free_adamw(0.01)},
+            False,
+        ),
+        (
+            dropped(mlp),
+            {
+                "optimizer": None,
+                "learning_rate": optax.exponential_decay(0.1, 9, 0.9),
+                "stop": STOPS["value"],
+            },
+            True,
+        ),
+        (dropped(mlp), {"history_rows": 0, "epochs": 0}, False),
     ],
 )
-@pytest.mark.parametrize("in_blocks", [False, True])
 def test_passes_of_every_kind(monkeypatch, fun, how, in_blocks):
     if in_blocks:
         monkeypatch.setattr(_source, "_PASS_BYTES", 0)
-    how = {"optimizer": optax.adam(0.02), "epochs": 4, "batch_size": 9} | how
-    if "learning_rate" in how:
-        del how["optimizer"]
-    if "max_steps" in how:
-        del how["epochs"]
+    how = {"optimizer": optax.sgd(0.1), "epochs": 4, "batch_size": 9} | how
     own = lambda *args, **kw: fun(*args, **kw)  # the patch is no part of a program
     run = functools.partial(jaxgd.minimize, own, mlp_start(), args=(0.7,), **how)
-    resident = run(LABELLED)
-    for budget in (LARGE, TINY):
-        assert_same(resident, run(Stream(LABELLED, budget_bytes=budget)))
+    assert_same(run(LABELLED), run(Stream(LABELLED, budget_bytes=TINY)))
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float64])
+@pytest.mark.parametrize(
+    ("dtype", "row_dtype"), [(jnp.bfloat16, np.float16), (jnp.float64, np.float64)]
+)
 @pytest.mark.usefixtures("x64")
-def test_dtypes(dtype):
-    data = LABELLED | {"x": LABELLED["x"].astype(np.float64)}
+def test_dtypes(dtype, row_dtype):
+    data = LABELLED | {"x": RNG.normal(size=X.shape).astype(row_dtype)}
     run = functools.partial(
         jaxgd.minimize,
         dropped(mlp),
         mlp_start(dtype),
         args=(jnp.asarray(0.7, dtype),),
-        optimizer=optax.adam,
-        learning_rate=0.02,
+        learning_rate=0.2,
         batch_size=9,
         epochs=3,
         stop=STOPS["value"],
     )
-    for rows in (data, data | {"x": data["x"].astype(np.float16)}):
-        assert_same(run(rows), run(Stream(rows, budget_bytes=TINY)))
+    assert_same(run(data), run(Stream(data, budget_bytes=TINY)))
 
 
 def test_wide_rows_are_narrowed_as_resident_ones_are():
     data = {"x": X.astype(np.float64), "label": LABELLED["label"].astype(np.int64)}
-    swapped = data | {"x": data["x"].astype(">f8")}
-    columns = data | {"x": np.asfortranarray(data["x"])}
+    odd = data | {"x": np.asfortranarray(data["x"].astype(">f8"))}
     run = functools.partial(
-        jaxgd.minimize, dropped(mlp), mlp_start(), args=(1.0,), batch_size=9, epochs=2
+        jaxgd.minimize,
+        dropped(mlp),
+        mlp_start(),
+        args=(1.0,),
+        batch_size=9,
+        epochs=2,
+        learning_rate=0.1,
     )
-    resident = run(data)
-    for source in (data, swapped, columns):
-        assert_same(resident, run(Stream(source)))
+    assert_same(run(data), run(Stream(odd)))
 
 
 def test_cuts_between_streams_and_resident_rows():
@@ -327,16 +336,13 @@ def test_what_the_block_order_loses():
     found = {}
     for mixed in (4, 16, 64):
         stream = Stream(labels, shuffle="blocks", block_rows=block, mixed_blocks=mixed)
-        means = [
-            labels[stream.batch_rows(key, size, step)].mean()
-            for key in range(4)
-            for step in range(0, n // size, 2)
-        ]
+        epochs = [labels[stream.batch_rows(key, n, 0)] for key in range(20)]
+        means = np.reshape(epochs, (-1, size)).mean(axis=1)
         found[mixed] = np.var(means)
     uniform = 0.25 / size
     for mixed, variance in found.items():
         expected = 0.25 * (1 / size + (1 - mixed * block / n) / mixed)
-        assert variance == pytest.approx(expected, rel=0.35), (mixed, uniform)
+        assert variance == pytest.approx(expected, rel=0.15), mixed
     assert found[4] > 3 * uniform
 
 
