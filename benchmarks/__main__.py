@@ -10,6 +10,7 @@ from pathlib import Path
 NAMES = (
     "one_row",
     "mini_batch",
+    "stream",
     "full_batch",
     "row_order",
     "first_result",

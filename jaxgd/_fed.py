@@ -55,15 +55,16 @@ def _drive_stream(spec: Spec, numbers: Numbers, state: State, limit) -> Outcome:
     step, verdict, goal, last = map(int, told)
     with Reader(stream, plan, state.run.key, spec.batch_size, spec.strata) as reader:
         windows = reader.steps(step, last)
-        first, window = step, None
+        first, until, window = step, step, None
         try:
             while True:
                 while verdict == Status.RUNNING:
-                    if window is None or first + plan.steps == step < goal:
+                    if window is None or until == step < goal:
                         window = None  # its memory, before there is another
-                        first, window = _on_device(stream.form, next(windows))
+                        first, until, window = next(windows)
+                        window = _on_device(stream.form, window)
                     given = numbers._replace(data=window), look
-                    upto = np.int32(min(goal, first + plan.steps))
+                    upto = np.int32(min(goal, until))
                     look, told = _advanced(spec, *given, upto, np.int32(first))
                     step, verdict = map(int, told)
                     if step == goal:
@@ -84,10 +85,9 @@ def _drive_stream(spec: Spec, numbers: Numbers, state: State, limit) -> Outcome:
             raise
 
 
-def _on_device(form: Form, item) -> tuple[int, Any]:
-    """The number that came with a window, and its rows as arrays of the device."""
-    number, leaves = item
-    return number, jax.device_put(form.treedef.unflatten(leaves))
+def _on_device(form: Form, leaves: list) -> Any:
+    """The rows of a window as arrays of the device; it may take over their memory."""
+    return jax.device_put(form.treedef.unflatten(leaves))
 
 
 def _without_rows(numbers: Numbers) -> Numbers:
@@ -142,7 +142,8 @@ def _full_pass(spec: Spec, plan: Plan, numbers: Numbers, state, reader: Reader) 
     """All rows in blocks, added up as a pass over resident rows does."""
     form, block = numbers.data.form, plan.block
     total, parts_of_aux, rest = None, [], None
-    for count, window in map(partial(_on_device, form), reader.blocks()):
+    for count, window in reader.blocks():
+        window = _on_device(form, window)
         given = numbers._replace(data=window)
         if count == 0 or spec.n <= block:
             rest = window
@@ -175,7 +176,7 @@ def _of_rows(spec: Spec, numbers: Numbers, state: State):
 
 def _forms(spec: Spec, block: int, numbers: Numbers, state: State) -> BlockForms:
     of_rows = _of_rows(spec, numbers, state)
-    return block_forms(of_rows, numbers.data.zeros(block), block)
+    return block_forms(of_rows, numbers.data.zeros(block + 1), block)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -188,8 +189,8 @@ def _with_blocks(spec: Spec, block: int, numbers: Numbers, state, total, count):
     """``total`` with ``count`` blocks of a window; and their auxiliary output."""
     window = numbers.data
     of_rows = _of_rows(spec, numbers, state)
-    shapes = block_forms(of_rows, window, block).aux
     blocks = count_rows(window) // block
+    _, shapes = jax.eval_shape(lambda: of_rows(block_of(window, 0, block)))
     room = jax.tree.map(lambda s: jnp.zeros((blocks, *s.shape), s.dtype), shapes)
 
     def body(i, carry):

@@ -29,8 +29,8 @@ _SHORTEST_CHUNK = 4
 _CHUNK_WORK = 2**26
 # Intermediate bytes one block of a full pass may need.
 _PASS_BYTES = 2**25
-# Bytes of the rows themselves there.
-_PASS_ROWS = 2**22
+# Bytes of the rows themselves there, where those of a step are no more.
+_PASS_ROWS = 2**20
 
 # Intermediate bytes of a step up to which starting its kernels is what takes the time.
 SMALL_WORK = 2**15
@@ -162,14 +162,15 @@ def chunk_size(data, batch_size, work: int) -> int:
     return 2 ** (max(size, _SHORTEST_CHUNK).bit_length() - 1)
 
 
-def pass_block(data, batch_size: int, work: int, n: int) -> int:
+def pass_block(batch_size: int, work: int, n: int, data=None) -> int:
     """Rows in a block of a full pass: those of a step, or more where memory is ample.
 
-    ``work``: bytes of intermediate results in a step of ``batch_size`` rows. The rows
-    themselves are bounded as well, for they may come from outside.
+    ``work``: bytes of intermediate results in a step of ``batch_size`` rows. ``data``:
+    bounds the rows themselves as well, for they may come from outside.
     """
     ample = batch_size * _PASS_BYTES // max(work, 1)
-    ample = min(ample, _PASS_ROWS // max(_row_bytes(data), 1))
+    if data is not None:
+        ample = min(ample, _PASS_ROWS // max(_row_bytes(data), 1))
     return min(n, max(batch_size, ample))
 
 

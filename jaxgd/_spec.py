@@ -108,7 +108,7 @@ def block_of_pass(spec: Spec, data) -> int:
     """Rows in a block of a full pass of a mini-batch run."""
     rows = min(spec.microbatch_size or spec.batch_size, spec.batch_size)
     work = spec.work * rows // spec.batch_size
-    return even_block(spec.n, pass_block(data, rows, work, spec.n))
+    return even_block(spec.n, pass_block(rows, work, spec.n, data))
 
 
 def weighed(spec: Spec, numbers: Numbers) -> Spec:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgd import _tree
 from jaxgd._rows import as_key, rows_of_steps, shuffled_rows
 from jaxgd._rules import describe
 from jaxgd._source import chunk_size
@@ -29,6 +30,9 @@ _INDEX_BYTES = 32
 # one whose memory is about to be given back.
 _WINDOWS = 5
 _LONGEST_WINDOW = 2**14
+# Nothing hides the reading of the first window: it leads over a part of the steps, the
+# next ones over more and more.
+_FIRST = 8
 # Streams of keys of the block order, beside those of the strata.
 _VISITS, _MIXES = 0xFFFFFFFD, 0xFFFFFFFC
 
@@ -61,9 +65,9 @@ class Form(NamedTuple):
 
     def zeros(self, rows: int = 1):
         """So many rows that stand for others where only their form counts."""
-        pairs = zip(self.shapes, self.dtypes, strict=True)
+        pairs = zip(self.shapes, self.on_device().dtypes, strict=True)
         return self.treedef.unflatten(
-            [jnp.zeros((rows, *shape), canonical(dtype)) for shape, dtype in pairs]
+            [jnp.zeros((rows, *shape), dtype) for shape, dtype in pairs]
         )
 
     def abstract(self):
@@ -73,17 +77,20 @@ class Form(NamedTuple):
             [jax.ShapeDtypeStruct((self.n, *shape), dtype) for shape, dtype in pairs]
         )
 
+    def on_device(self) -> "Form":
+        """With the dtypes that rows have there: of 64 bits only where JAX has them."""
+        dtypes = (np.dtype(jax.dtypes.canonicalize_dtype(x)) for x in self.dtypes)
+        return self._replace(dtypes=tuple(dtypes))
+
     def empty(self, rows: int) -> list[np.ndarray]:
         """Fresh memory for so many rows."""
         pairs = zip(self.shapes, self.dtypes, strict=True)
-        return [_aligned((rows, *shape), canonical(dtype)) for shape, dtype in pairs]
+        return [_aligned((rows, *shape), dtype) for shape, dtype in pairs]
 
     @property
     def row_bytes(self) -> int:
         pairs = zip(self.shapes, self.dtypes, strict=True)
-        return sum(
-            int(np.prod(shape)) * canonical(dtype).itemsize for shape, dtype in pairs
-        )
+        return sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in pairs)
 
 
 class Stream:
@@ -99,12 +106,12 @@ class Stream:
     in a random order, ``mixed_blocks`` of them at a time, whose rows are shuffled
     uniformly. Every row comes exactly once per epoch, but rows of one block come close
     together. Where blocks are no samples of the whole, a batch is no uniform sample
-    either: of a quantity whose variance within blocks is :math:`s^2` and between them
-    :math:`S^2`, the mean over a batch of :math:`b` rows varies by about
-    :math:`s^2 / b + S^2 (1/b + 1/m)` with :math:`m` mixed blocks, where a uniform one
-    would by :math:`(s^2 + S^2) / b`. So ``mixed_blocks`` well above the batch size
-    loses little even for rows sorted by label, and rows shuffled once when the file is
-    written lose nothing.
+    either: of a quantity with variance :math:`s^2` within blocks and :math:`S^2`
+    between them, the mean over a batch of :math:`b` rows has the variance
+    :math:`s^2 / b + S^2 (1 / b + (1 - m / B) / m)` with :math:`m` of :math:`B` blocks
+    mixed, where a uniform one has :math:`(s^2 + S^2) / b`. So ``mixed_blocks`` well
+    above the batch size loses little even for rows sorted by label, and a file that was
+    shuffled once loses nothing.
 
     A function as source decides the order by itself: in each epoch, row ``p`` of its
     blocks is row ``p``. It is called once for each epoch and each full pass.
@@ -140,7 +147,7 @@ class Stream:
       ...     return jnp.mean((batch["x"] @ theta - batch["y"]) ** 2) / 2
       >>> start = jnp.zeros(2)
       >>> streamed = jaxgd.minimize(loss, start, stream, batch_size=32, epochs=3)
-      >>> streamed.steps
+      >>> int(streamed.steps)
       47
     """
 
@@ -207,7 +214,7 @@ class Stream:
         Returns:
           int array of shape (batch_size,).
         """
-        data = KeyData.of(as_key(key))
+        data, batch_size = KeyData.of(as_key(key)), _count("batch_size", batch_size)
         if self.shuffle == "rows":
             return _window_rows(data, self.n, batch_size, 1, 1, step)[0]
         if self.shuffle is None:
@@ -222,8 +229,9 @@ class Stream:
 
 # A Stream is structure, and equal to others of its form: it never decides about a
 # compilation. What a traced function sees of it is its form.
+_form_alone: Any = lambda form, _: form  # noqa: E731
 jax.tree_util.register_pytree_node(
-    Stream, lambda stream: ((), stream.form), lambda form, _: form
+    Stream, lambda stream: ((), stream.form), _form_alone
 )
 
 
@@ -240,7 +248,7 @@ class KeyData(NamedTuple):
         )
 
     def key(self):
-        return jax.random.wrap_key_data(self.words, impl=self.impl)
+        return jax.random.wrap_key_data(jnp.asarray(self.words), impl=self.impl)
 
 
 class Plan(NamedTuple):
@@ -256,7 +264,7 @@ def plan_of(spec: Spec, stream: Stream) -> Plan:
     rows, batch_size = stream.form.abstract(), spec.batch_size
     block = block_of_pass(spec, rows)
     chunk = chunk_size(rows, batch_size, spec.work)
-    row = stream.form.row_bytes + _INDEX_BYTES
+    row = stream.form.on_device().row_bytes + _INDEX_BYTES
     mixed = 0
     if stream.shuffle == "blocks":
         mixed = row * min(stream.n, stream.block_rows * stream.mixed_blocks)
@@ -280,6 +288,8 @@ class Reader:
 
     def __init__(self, stream: Stream, plan: Plan, key, batch_size: int, strata: int):
         self._stream, self._plan = stream, plan
+        # Settled here: whether JAX has 64 bits may be a matter of the thread.
+        self._form = stream.form.on_device()
         self._key, self._batch_size, self._strata = KeyData.of(key), batch_size, strata
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="jaxgd-stream")
         self._open: list[Generator] = []
@@ -293,13 +303,16 @@ class Reader:
             windows.close()
 
     def steps(self, step: int, limit: int) -> Iterator:
-        """(first step, rows of its batch and the following ones) up to ``limit``."""
-        how = (self._key, self._batch_size, self._strata)
-        return self._ahead(_step_windows(self._stream, self._plan, *how, step, limit))
+        """(first step, last, the rows of their batches) up to ``limit``.
+
+        Each begins with the step that the one before ended with.
+        """
+        how = (self._key, self._batch_size, self._strata, step, limit)
+        return self._ahead(_step_windows(self._stream, self._form, self._plan, *how))
 
     def blocks(self) -> Iterator:
         """(number of whole blocks, rows); last, if any, (0, the rows that are left)."""
-        return self._ahead(_pass_windows(self._stream, self._plan))
+        return self._ahead(_pass_windows(self._stream, self._form, self._plan))
 
     def _ahead(self, windows: Generator) -> Iterator:
         self._open.append(windows)
@@ -328,13 +341,15 @@ def _on_cpu():
         return contextlib.nullcontext()
 
 
-def _step_windows(stream: Stream, plan, key, batch_size, strata, first, limit):
+def _step_windows(
+    stream: Stream, form: Form, plan, key, batch_size, strata, first, limit
+):
     """Windows from step ``first`` on: each begins with the last batch of the other."""
-    fill = _filler(stream, key, batch_size, strata, first, plan.steps + 1)
-    last = None
+    fill = _filler(stream, form, key, batch_size, strata, first, plan.steps + 1)
+    last, steps = None, max(1, plan.steps // _FIRST)
     for window in range(2**31):
-        until = min(first + plan.steps, limit)
-        out = stream.form.empty((plan.steps + 1) * batch_size)
+        until = min(first + steps, limit)
+        out = form.empty((plan.steps + 1) * batch_size)
         begin = 0
         if last is not None:
             _assign(out, 0, last)
@@ -344,24 +359,24 @@ def _step_windows(stream: Stream, plan, key, batch_size, strata, first, limit):
             stop = (until - first + 1) * batch_size
             fill(out, begin * batch_size, stop, first + begin)
         if until == limit:
-            yield first, out
+            yield first, until, out
             return
         last = [x[stop - batch_size : stop].copy() for x in out]
-        yield first, out
+        yield first, until, out
         del out
-        first = until
+        first, steps = until, min(2 * steps, plan.steps)
 
 
-def _pass_windows(stream: Stream, plan: Plan):
+def _pass_windows(stream: Stream, form: Form, plan: Plan):
     """All rows in their order: windows of whole blocks, then what is left."""
-    pieces = _Pieces(stream.form, _natural(stream))
+    pieces = _Pieces(_natural(stream))
     try:
         whole, rest = divmod(stream.n, plan.block)
         for window, done in enumerate(range(0, whole, plan.blocks)):
             count = min(plan.blocks, whole - done)
             rows = count * plan.block
             first = done * plan.block
-            out = stream.form.empty(plan.blocks * plan.block)
+            out = form.empty(plan.blocks * plan.block)
             with _named(
                 f"window {window} (rows {first} to {first + rows - 1})", window
             ):
@@ -369,7 +384,7 @@ def _pass_windows(stream: Stream, plan: Plan):
             yield count, out
             del out
         if rest:
-            out = stream.form.empty(rest)
+            out = form.empty(rest)
             with _named(f"the last window (rows {stream.n - rest} and on)", whole):
                 pieces.fill(out, 0, rest)
             yield 0, out
@@ -377,7 +392,7 @@ def _pass_windows(stream: Stream, plan: Plan):
         pieces.close()
 
 
-def _filler(stream: Stream, key, batch_size, strata, step, most):
+def _filler(stream: Stream, form: Form, key, batch_size, strata, step, most):
     """(out, start, stop, step): puts the rows from ``step`` on in out[start:stop]."""
     if stream.shuffle == "rows":
 
@@ -390,9 +405,9 @@ def _filler(stream: Stream, key, batch_size, strata, step, most):
         return fill
     position = step * batch_size
     if stream.shuffle == "blocks":
-        pieces = _Pieces(stream.form, _mixed(stream, key, position))
+        pieces = _Pieces(_mixed(stream, form, key, position))
     else:
-        pieces = _Pieces(stream.form, _natural(stream, position))
+        pieces = _Pieces(_natural(stream, position))
 
     def go_on(out, start, stop, step):
         pieces.fill(out, start, stop)
@@ -403,8 +418,8 @@ def _filler(stream: Stream, key, batch_size, strata, step, most):
 class _Pieces:
     """Rows in a row, out of an endless sequence of pieces (length, how to copy)."""
 
-    def __init__(self, form: Form, pieces: Generator):
-        self._form, self._pieces = form, pieces
+    def __init__(self, pieces: Generator):
+        self._pieces = pieces
         self._at = self._length = 0
         self._copy: Any = None
 
@@ -447,10 +462,10 @@ def _copy_rows(arrays, rows, out, start, stop):
         _take(x, rows[start:stop], y)
 
 
-def _mixed(stream: Stream, key: KeyData, position: int):
+def _mixed(stream: Stream, form: Form, key: KeyData, position: int):
     """Pieces of the block order: groups of blocks, their rows shuffled."""
     most = min(stream.n, stream.block_rows * stream.mixed_blocks)
-    held = stream.form.empty(most)
+    held = form.empty(most)
     for blocks, rows in _mixed_groups(stream, key, position):
         sizes = [_block_range(stream, block) for block in blocks]
         offsets = np.cumsum([0, *(stop - start for start, stop in sizes)])
@@ -588,18 +603,16 @@ def _aligned(shape, dtype) -> np.ndarray:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def canonical(dtype) -> np.dtype:
-    """The dtype that rows have on the device."""
-    dtype = np.dtype(dtype)
-    return np.dtype(jax.dtypes.canonicalize_dtype(dtype.newbyteorder("=")))
+def _native(dtype) -> np.dtype:
+    return dtype.newbyteorder("=")
 
 
 def _opened(source) -> tuple[list, Form]:
     """The arrays of a source, and their form."""
     if hasattr(source, "__next__"):
         raise TypeError(
-            f"source must be arrays or a function, got a {type(source).__name__}, that "
-            "can be read only once: pass a function that returns a new one."
+            f"source must be arrays or a function, got a {type(source).__name__}, "
+            "which can be read only once: pass a function that returns a new one."
         )
     paths, treedef = jax.tree_util.tree_flatten_with_path(source)
     if not paths:
@@ -624,7 +637,7 @@ def _opened(source) -> tuple[list, Form]:
 
 
 def _array(name, leaf) -> np.ndarray:
-    if isinstance(leaf, jax.core.Tracer):
+    if _tree.is_traced(leaf):
         raise TypeError(
             f"{name} must be an array outside of jit, vmap and grad, got a traced "
             "value: pass arrays to minimize itself there."
@@ -674,7 +687,7 @@ def _form(treedef, arrays, n) -> Form:
             f"{'fewer' if n else 'more'} rows."
         )
     shapes = tuple(x.shape[1:] for x in arrays)
-    return Form(n, treedef, shapes, tuple(x.dtype for x in arrays))
+    return Form(n, treedef, shapes, tuple(_native(x.dtype) for x in arrays))
 
 
 def _form_of_blocks(source, rows: int | None) -> Form:
@@ -721,7 +734,7 @@ def _leaves_like(form: Form, block) -> tuple[list, str]:
     for (path, _), leaf, shape, dtype in zip(
         paths, leaves, form.shapes, form.dtypes, strict=True
     ):
-        if leaf.ndim == 0 or leaf.shape[1:] != shape or leaf.dtype != dtype:
+        if leaf.ndim == 0 or leaf.shape[1:] != shape or _native(leaf.dtype) != dtype:
             return [], (
                 f"has {leaf.dtype}{list(leaf.shape)} as {jax.tree_util.keystr(path)} "
                 f"where the first block has rows of {dtype}{list(shape)}"

@@ -129,3 +129,12 @@ def test_many_starts(tmp_path):
     np.testing.assert_allclose(ends, module.MINIMA[nearest], atol=1e-3)
     assert set(nearest) == {0, 1, 2, 3}
     assert (tmp_path / "starts.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_larger_than_memory(tmp_path):
+    module = load("larger_than_memory")
+    result, accuracy, sizes = module.main(tmp_path, n=120_000, budget_bytes=2**23)
+    assert sizes["file"] > sizes["budget"]
+    assert result.checks.step.size >= 2
+    assert result.checks.value[-1] < result.checks.value[0]
+    assert accuracy > 0.85
