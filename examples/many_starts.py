@@ -9,6 +9,7 @@ minimum and draws some of the paths over the contours.
 import argparse
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 
 import jaxgd
@@ -43,9 +44,10 @@ def main(output=Path("many_starts.png"), count=100, drawn=8):
     paths = [
         [start, *jaxgd.iterate(himmelblau, start, every=1)] for start in starts[:drawn]
     ]
-    axes = jaxgd.plot_paths(himmelblau, paths)
+    figure, axes = plt.subplots(layout="constrained")
+    jaxgd.plot_paths(himmelblau, paths, ax=axes)
     axes.set_title(f"{drawn} of {count} starts of Barzilai-Borwein descent")
-    axes.figure.savefig(output, dpi=110)
+    figure.savefig(output, dpi=110)
     print(f"A picture of some paths is in {output}.")
     return sweep, nearest
 

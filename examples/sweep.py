@@ -10,6 +10,7 @@ import argparse
 import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from sklearn.datasets import load_digits
@@ -38,7 +39,7 @@ def main(output=Path("sweep.png"), epochs=3, seeds=4):
     seconds = time.perf_counter() - start
     count = sweep.results.status.size
     print(
-        f"{count} runs of {epochs} epochs in {seconds:.1f} s, compilation included.\n"
+        f"{count} runs of {epochs} epoch(s) in {seconds:.1f} s, compilation included.\n"
     )
     lines = sweep.table().splitlines()
     print("\n".join(lines[:9]))
@@ -46,8 +47,9 @@ def main(output=Path("sweep.png"), epochs=3, seeds=4):
     print(lines[-1])
     print("\nThe best lane:", sweep.best_settings)
     print(sweep.best)
-    axes = sweep.plot()
-    axes.figure.savefig(output, dpi=110)
+    figure, axes = plt.subplots(layout="constrained")
+    sweep.plot(axes)
+    figure.savefig(output, dpi=110)
     print(f"\nA picture of the grid is in {output}.")
     return sweep
 

@@ -355,7 +355,7 @@ def _values(spec: Spec, numbers: Numbers, params):
     if spec.batch_size is not None:
         lanes = jax.tree.leaves(params)[0].shape[0]
         work = lanes * spec.work // spec.batch_size
-        block = even_block(spec.n, pass_block(numbers.data, 1, work, spec.n))
+        block = even_block(spec.n, pass_block(1, work, spec.n))
     objective = objective_of(spec, numbers, block)
     key = pass_key(numbers.key) if spec.with_key else None
     return jax.vmap(lambda p: objective.value(p, numbers.data, key))(params)

@@ -147,7 +147,7 @@ def _hessian(spec: Spec, numbers: Numbers):
     block = spec.microbatch_size
     if block is None and spec.n is not None:
         work = _WORK_OF_PRODUCT * spec.work // spec.n
-        block = even_block(spec.n, pass_block(numbers.data, 1, work, spec.n))
+        block = even_block(spec.n, pass_block(1, work, spec.n))
     objective = objective_of(spec, numbers, block)
     key = pass_key(numbers.key) if spec.with_key else None
     leaves, treedef = jax.tree.flatten(params)

@@ -105,7 +105,7 @@ def test_sweep(tmp_path, capsys):
     assert sweep.shape == (8, 6, 2)
     assert sweep.best.value < 0.6
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
-    assert "96 runs of 1 epochs" in capsys.readouterr().out
+    assert "96 runs of 1 epoch" in capsys.readouterr().out
 
 
 def test_training_loop(tmp_path):
