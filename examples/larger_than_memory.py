@@ -30,7 +30,7 @@ def write_signals(folder, n, seed=0, at_once=10_000):
         kinds = rng.integers(0, KINDS, min(at_once, n - start))
         phases = rng.uniform(0, 1.5, (kinds.size, 1))
         signals = np.sin(time * (2 + kinds[:, None]) + phases)
-        x[start : start + kinds.size] = signals + 2 * rng.normal(size=signals.shape)
+        x[start : start + kinds.size] = signals + 1.5 * rng.normal(size=signals.shape)
         y[start : start + kinds.size] = kinds
     x.flush()
     y.flush()
@@ -56,7 +56,7 @@ def main(folder=None, n=400_000, budget_bytes=2**24):
         how = {
             "batch_size": 256,
             "optimizer": optax.adam,
-            "learning_rate": 3e-3,
+            "learning_rate": 3e-4,
             "stop": jaxgd.value_change(rtol=1e-4),
         }
         params = {

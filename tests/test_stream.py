@@ -68,7 +68,7 @@ RULES = {
 }
 STOPS = {
     "auto": "auto",
-    "value": jaxgd.value_change(1e-2, patience=1),
+    "value": jaxgd.value_change(1e-3, patience=2),
     "any": jaxgd.any_of(jaxgd.gradient_norm(rtol=1e-2), jaxgd.params_change(1e-3)),
 }
 
@@ -95,7 +95,7 @@ def test_bits_of_the_resident_run(rule, stop, batch_size, strata):
         batch_size=batch_size,
         stop=STOPS[stop],
         strata=strata,
-        epochs=5.3,
+        epochs=3.3,
         key=3,
         **RULES[rule],
     )
