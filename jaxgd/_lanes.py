@@ -21,18 +21,18 @@ from jaxgd import _tree
 from jaxgd._loop import (
     Look,
     Parts,
-    _at,
-    _first,
-    _info_shape,
-    _is_finite,
-    _judge,
-    _loop,
-    _not_finite,
-    _range,
-    _remember,
-    _scan,
+    at_place,
+    first_place,
+    info_shape,
+    is_finite,
+    judge_steps,
+    loop_steps,
+    not_finite,
+    remember,
+    scan_steps,
     shared,
     some,
+    up_to,
 )
 from jaxgd._result import Status
 
@@ -60,7 +60,7 @@ def advance_lanes(parts: Parts, entry: Look) -> Look:
     goal = shared(axes, on, entry.goal)
 
     def forward(state, inputs):
-        core, infos = _scan(parts, state, inputs, size)
+        core, infos = scan_steps(parts, state, inputs, size)
         return core, infos, jnp.int32(_NEVER) + jnp.zeros_like(first)
 
     def guarded(turn: _Turn, count):
@@ -68,12 +68,12 @@ def advance_lanes(parts: Parts, entry: Look) -> Look:
 
         def steps(state, inputs):
             core = replace(state, run=None)
-            shape = _info_shape(parts, core, inputs)
+            shape = info_shape(parts, core, inputs)
             infos = jax.tree.map(lambda s: jnp.zeros((size, *s.shape), s.dtype), shape)
 
             def body(i, carry):
                 core, infos, stop = carry
-                x = jax.tree.map(lambda x: _at(x, i), inputs)
+                x = jax.tree.map(lambda x: at_place(x, i), inputs)
                 new, info = parts.step(core, x)
                 free = turn.at + i < stop
                 finite = _tree.all_finite(new.params)
@@ -110,10 +110,10 @@ def advance_lanes(parts: Parts, entry: Look) -> Look:
         stop = jnp.where(again, stop, turn.stop)
 
         taken = jnp.where(on, jnp.clip(stop - at, 0, count), 0)
-        watch, codes, _ = _judge(parts, state, infos, taken)
-        held_at = _first(codes != Status.RUNNING)
-        live = _range(size) < taken
-        bad_at = _first(live & ~_is_finite(infos))
+        watch, codes, _ = judge_steps(parts, state, infos, taken)
+        held_at = first_place(codes != Status.RUNNING)
+        live = up_to(size) < taken
+        bad_at = first_place(live & ~is_finite(infos))
         held = on & (held_at < jnp.minimum(bad_at, count))
         held = held & (~closing | parts.judge_at_limit)
         bad = on & ~held & (bad_at < count)
@@ -123,8 +123,8 @@ def advance_lanes(parts: Parts, entry: Look) -> Look:
         # A lane whose iterate was not finite ends one before, which may lie before this
         # chunk: then all go back by one more.
         ends = jnp.where(held, at + held_at, jnp.maximum(at + bad_at - 1, first))
-        fate = jnp.where(held, _at(codes, jnp.minimum(held_at, size - 1)), 0)
-        fate = jnp.where(bad, _not_finite(at + bad_at), fate)
+        fate = jnp.where(held, at_place(codes, jnp.minimum(held_at, size - 1)), 0)
+        fate = jnp.where(bad, not_finite(at + bad_at), fate)
         fate = jnp.where(blown, Status.DIVERGED, fate).astype(jnp.int32)
         new = happened & (held | bad | blown)
         stop = jnp.where(new & ~blown, ends, stop)
@@ -132,7 +132,7 @@ def advance_lanes(parts: Parts, entry: Look) -> Look:
         fate = jnp.where(again & (stop < turn.stop), Status.DIVERGED, fate)
         back = happened & some(axes, bad & (ends < at))
 
-        run = _remember(parts, state, infos, taken, watch)
+        run = remember(parts, state, infos, taken, watch)
         after = replace(core, run=run)
         counts = ~happened & ~closing & (taken > 0)
         state = _tree.select(counts, after, _tree.select(back & on, turn.before, state))
@@ -174,7 +174,7 @@ def _looked_at(parts: Parts, look: Look) -> Look:
     state = look.state
     inputs = parts.inputs(state.step, look.verdict == Status.RUNNING)
     one = jnp.int32(1)
-    _, infos, aux = _loop(parts, state, inputs, one, look.aux)
-    watch, _, checks = _judge(parts, state, infos, one)
+    _, infos, aux = loop_steps(parts, state, inputs, one, look.aux)
+    watch, _, checks = judge_steps(parts, state, infos, one)
     seen = jax.tree.map(lambda x: x[0], checks)
     return look._replace(watch=watch, seen=seen, aux=aux)

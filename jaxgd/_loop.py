@@ -149,7 +149,7 @@ def run_to(parts: Parts, state, limit) -> End:
 def first_look(parts: Parts, state, limit) -> Look:
     """A run that has not moved yet."""
     finite = _tree.all_finite(state.params)
-    verdict = jnp.where(finite, state.run.status, _not_finite(state.step))
+    verdict = jnp.where(finite, state.run.status, not_finite(state.step))
     return Look(
         state=state,
         goal=jnp.where(finite, limit, state.step),
@@ -181,15 +181,15 @@ def run_exactly(parts: Parts, state, steps: int) -> tuple[Any, Any]:
         state, status = carry
         inputs = parts.inputs(state.step, jnp.bool_(False))
         inputs = jax.tree.map(lambda x: x[:size], inputs)
-        core, infos = _scan(parts, state, inputs, size)
-        bad_at = _first(~_is_finite(infos))
+        core, infos = scan_steps(parts, state, inputs, size)
+        bad_at = first_place(~is_finite(infos))
         bad = (bad_at < size) & (status == Status.MAX_STEPS)
-        status = jnp.where(bad, _not_finite(state.step + bad_at), status)
-        run = _remember(parts, state, infos, jnp.int32(size))
+        status = jnp.where(bad, not_finite(state.step + bad_at), status)
+        run = remember(parts, state, infos, jnp.int32(size))
         return (replace(core, run=run), status), None
 
     finite = _tree.all_finite(lax.stop_gradient(state.params))
-    carry = (state, jnp.where(finite, Status.MAX_STEPS, _not_finite(state.step)))
+    carry = (state, jnp.where(finite, Status.MAX_STEPS, not_finite(state.step)))
     whole, rest = divmod(steps, parts.size)
     if whole:
         carry, _ = lax.scan(chunk, carry, length=whole)
@@ -285,7 +285,7 @@ def absorb(parts: Parts, look: Look, full: Full, due, limit) -> tuple[End, Look]
         run = _tree.select(is_due, absorbed, run)
         verdict = jnp.where(is_due, code, verdict)
     known = verdict == Status.NON_FINITE
-    verdict = jnp.where(bad & ~known, _not_finite(state.step), verdict)
+    verdict = jnp.where(bad & ~known, not_finite(state.step), verdict)
     at_limit = (verdict == Status.RUNNING) & (state.step >= limit)
     status = jnp.where(at_limit, Status.MAX_STEPS, verdict)
     state = replace(state, run=run)
@@ -337,11 +337,11 @@ def advance(parts: Parts, entry: Look) -> Look:
     def static_chunk(look: Look) -> Look:
         state = look.state
         inputs = parts.inputs(state.step, jnp.bool_(False))
-        core, infos = _scan(parts, state, inputs, parts.size)
-        watch, codes, _ = _judge(parts, state, infos, parts.size)
-        clean = jnp.all(_is_finite(infos) & (codes == Status.RUNNING))
+        core, infos = scan_steps(parts, state, inputs, parts.size)
+        watch, codes, _ = judge_steps(parts, state, infos, parts.size)
+        clean = jnp.all(is_finite(infos) & (codes == Status.RUNNING))
         clean = clean & _tree.all_finite(core.params)
-        run = _remember(parts, state, infos, jnp.int32(parts.size), watch)
+        run = remember(parts, state, infos, jnp.int32(parts.size), watch)
         new = replace(core, run=run)
         return look._replace(state=_tree.select(clean, new, state), clean=clean)
 
@@ -358,7 +358,7 @@ def advance(parts: Parts, entry: Look) -> Look:
         at_goal = state.step == look.goal
         count = jnp.where(at_goal, 1, jnp.minimum(look.most, look.goal - state.step))
         inputs = parts.inputs(state.step, at_goal & undecided)
-        core, infos, aux = _loop(parts, state, inputs, count, look.aux)
+        core, infos, aux = loop_steps(parts, state, inputs, count, look.aux)
         finite = _tree.all_finite(core.params)
 
         # The last good iterate may lie before this chunk: then the way there is run
@@ -380,11 +380,11 @@ def advance(parts: Parts, entry: Look) -> Look:
         state, run = look.state, look.state.run
         undecided = look.verdict == Status.RUNNING
         at_goal = state.step == look.goal
-        watch, codes, checks = _judge(parts, state, infos, count)
+        watch, codes, checks = judge_steps(parts, state, infos, count)
 
-        live = _range(parts.size) < count
-        held_at = _first(live & (codes != Status.RUNNING))
-        bad_at = _first(live & ~_is_finite(infos))
+        live = up_to(parts.size) < count
+        held_at = first_place(live & (codes != Status.RUNNING))
+        bad_at = first_place(live & ~is_finite(infos))
         judged = undecided & (~at_goal | parts.judge_at_limit)
         held = judged & (held_at < jnp.minimum(bad_at, count))
         bad = undecided & ~held & (bad_at < count)
@@ -393,8 +393,8 @@ def advance(parts: Parts, entry: Look) -> Look:
         blown = ahead & ~finite & (count == 1)
         most = jnp.where(ahead & ~finite, jnp.maximum(count // 2, 1), look.most)
 
-        verdict = jnp.where(held, _at(codes, held_at), look.verdict)
-        verdict = jnp.where(bad, _not_finite(state.step + bad_at), verdict)
+        verdict = jnp.where(held, at_place(codes, held_at), look.verdict)
+        verdict = jnp.where(bad, not_finite(state.step + bad_at), verdict)
         verdict = jnp.where(blown, Status.DIVERGED, verdict)
         goal = jnp.where(held, state.step + held_at, look.goal)
         goal = jnp.where(bad, state.step + bad_at - 1, goal)
@@ -402,7 +402,7 @@ def advance(parts: Parts, entry: Look) -> Look:
         goal = jnp.maximum(goal, start.step)
 
         back, ahead = goal < state.step, ahead & finite
-        new = _remember(parts, state, infos, count, watch)
+        new = remember(parts, state, infos, count, watch)
         run = _tree.select(ahead, new, _tree.select(back, start.run, run))
         first = jax.tree.map(lambda x: x[0], checks)
         seen = look.seen if checks is None else _tree.select(at_goal, first, look.seen)
@@ -438,7 +438,7 @@ def _slim(look: Look) -> Look:
     )
 
 
-def _scan(parts: Parts, state, inputs, size):
+def scan_steps(parts: Parts, state, inputs, size):
     """A static scan of ``size`` steps: (core, infos)."""
 
     def body(core, x):
@@ -446,7 +446,7 @@ def _scan(parts: Parts, state, inputs, size):
         return core, _row(info)
 
     core = replace(state, run=None)
-    shape = _info_shape(parts, core, inputs)
+    shape = info_shape(parts, core, inputs)
     core, (numbers, others) = lax.scan(body, core, inputs, length=size)
     columns, others = iter(numbers.T), iter(others)
     is_number = jax.tree.map(lambda s: s.dtype == shape.value.dtype, shape)
@@ -461,17 +461,17 @@ def _row(info):
     return jnp.stack(numbers), [x for x in leaves if x.dtype != dtype]
 
 
-def _loop(parts: Parts, state, inputs, count, aux):
+def loop_steps(parts: Parts, state, inputs, count, aux):
     """``count`` steps, a traced number: (core, infos, aux of the last step)."""
     core = replace(state, run=None)
     infos = jax.tree.map(
         lambda s: jnp.zeros((parts.size, *s.shape), s.dtype),
-        _info_shape(parts, core, inputs),
+        info_shape(parts, core, inputs),
     )
 
     def body(i, carry):
         core, infos, _ = carry
-        x = jax.tree.map(lambda x: _at(x, i), inputs)
+        x = jax.tree.map(lambda x: at_place(x, i), inputs)
         core, info = parts.step(core, x)
         infos = jax.tree.map(
             lambda all, one: lax.dynamic_update_index_in_dim(
@@ -485,14 +485,14 @@ def _loop(parts: Parts, state, inputs, count, aux):
     return lax.fori_loop(0, count, body, (core, infos, aux))
 
 
-def _info_shape(parts: Parts, core, inputs):
+def info_shape(parts: Parts, core, inputs):
     first = jax.tree.map(lambda x: x[0], inputs)
     return jax.eval_shape(parts.step, core, first)[1]._replace(aux=None)
 
 
-def _judge(parts: Parts, state, infos, count):
+def judge_steps(parts: Parts, state, infos, count):
     """The stop rule at each iterate of a chunk: (watch, codes, checks)."""
-    steps, run = state.step + _range(parts.size), state.run
+    steps, run = state.step + up_to(parts.size), state.run
     codes = jnp.full_like(steps, Status.RUNNING)
     if parts.full is not None:  # then passes are what the rule sees
         return run.watch, codes, None
@@ -514,7 +514,9 @@ def _judge(parts: Parts, state, infos, count):
 
     def one(i, carry):
         watch, codes = carry
-        new, code = judge(watch, jax.tree.map(lambda x: _at(x, i), checks), moved[i])
+        new, code = judge(
+            watch, jax.tree.map(lambda x: at_place(x, i), checks), moved[i]
+        )
         return new, lax.dynamic_update_index_in_dim(codes, code, i, 0)
 
     def of_lane(watch, seen):
@@ -524,23 +526,23 @@ def _judge(parts: Parts, state, infos, count):
         return _tree.select(live, new, watch), jnp.where(live, code, Status.RUNNING)
 
     if parts.axes:  # where ``count`` differs, and with it a trip count would
-        seen = _range(parts.size), checks, moved
+        seen = up_to(parts.size), checks, moved
         watch, codes = lax.scan(of_lane, run.watch, seen)
         return watch, codes, checks
     watch, codes = lax.fori_loop(0, count, one, (run.watch, codes))
     return watch, codes, checks
 
 
-def _remember(parts: Parts, state, infos, count, watch=()) -> Run:
+def remember(parts: Parts, state, infos, count, watch=()) -> Run:
     """The memory of the run after ``count`` steps of a chunk."""
     run = state.run
     taken = count
     if infos.evaluations is not None:
-        live = _range(infos.evaluations.shape[0]) < count
+        live = up_to(infos.evaluations.shape[0]) < count
         taken = jnp.sum(jnp.where(live, infos.evaluations, 0), dtype=jnp.int32)
     history = run.history
     if history.step.shape[0]:
-        steps = state.step + _range(infos.value.shape[0])
+        steps = state.step + up_to(infos.value.shape[0])
         rates = _rates(parts, steps, infos)
         columns = [infos.value, infos.grad_norm, rates, infos.update_norm]
         numbers = jnp.stack(jnp.broadcast_arrays(*columns), axis=-1)
@@ -548,7 +550,10 @@ def _remember(parts: Parts, state, infos, count, watch=()) -> Run:
         history = extend(history, steps, numbers, count)
     arrived = run.arrived
     if arrived:
-        arrived = (_at(infos.update_norm, count - 1), _at(infos.moved, count - 1))
+        arrived = (
+            at_place(infos.update_norm, count - 1),
+            at_place(infos.moved, count - 1),
+        )
     return replace(
         run,
         evaluations=run.evaluations + taken,
@@ -564,7 +569,7 @@ def _meet(parts: Parts, state, infos, count):
     met = state.run.met
     if isinstance(met, tuple):
         return met
-    steps = state.step + _range(infos.value.shape[0])
+    steps = state.step + up_to(infos.value.shape[0])
     norm = infos.grad_norm
     nan = jnp.full_like(norm, jnp.nan)
     length = nan if infos.update_norm is None else infos.update_norm
@@ -589,30 +594,30 @@ def _change(params, run: Run):
     return jnp.where(run.watch.started, change, jnp.nan)
 
 
-def _is_finite(infos):
+def is_finite(infos):
     return jnp.isfinite(infos.value) & jnp.isfinite(infos.grad_norm)
 
 
-def _not_finite(step):
+def not_finite(step):
     """The status of a run whose iterate of this step is not finite."""
     code = jnp.where(step == 0, Status.NON_FINITE, Status.DIVERGED)
     return code.astype(jnp.int32)
 
 
-def _first(happened):
+def first_place(happened):
     """The first place where it happened, or the length where nowhere."""
-    places = _range(happened.shape[0])
+    places = up_to(happened.shape[0])
     return jnp.min(jnp.where(happened, places, happened.shape[0]))
 
 
-def _at(values, place):
+def at_place(values, place):
     """The entry at a place that never counts from the end: testing for it costs."""
     return lax.dynamic_index_in_dim(
         values, place, keepdims=False, allow_negative_indices=False
     )
 
 
-def _range(count):
+def up_to(count):
     return jnp.arange(count, dtype=jnp.int32)
 
 
