@@ -496,3 +496,77 @@ def test_not_inside_jit():
         jax.jit(lambda r: jaxgd.sweep(valley, np.ones(3), over={"learning_rate": r}))(
             jnp.ones(3)
         )
+
+
+def test_lanes_multiply_parameters_not_data(monkeypatch):
+    """Temporaries of the compiled program, 8 times the rows or 4 times the lanes."""
+    compiled = []
+    run = jaxgd._sweep._run
+
+    def recorded(*args):
+        compiled.append(run.lower(*args).compile().memory_analysis())
+        return run(*args)
+
+    monkeypatch.setattr(jaxgd._sweep, "_run", recorded)
+    rng = np.random.default_rng(0)
+    for n, lanes in ((4096, 4), (8 * 4096, 4), (4096, 16)):
+        x = rng.normal(size=(n, 32)).astype("f")
+        jaxgd.sweep(
+            least_squares,
+            {"w": np.zeros(32, "f"), "b": np.float32(0)},
+            (x, x[:, 0]),
+            over={"learning_rate": np.geomspace(1e-3, 0.1, lanes)},
+            batch_size=16,
+            max_steps=3,
+        )
+    small, tall, wide = (memory.temp_size_in_bytes for memory in compiled)
+    data = 4096 * 33 * 4
+    assert tall < small + data  # of 8 times that
+    assert wide < small + 12 * data
+
+
+def inner(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for part in jax.tree.leaves(
+            eqn.params, is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr")
+        ):
+            sub = getattr(part, "jaxpr", part)
+            if hasattr(sub, "eqns"):
+                yield from inner(sub)
+
+
+@pytest.mark.parametrize("kw", [{}, SOME | {"stop": SETTLED}], ids=["batch", "checks"])
+def test_a_full_chunk_selects_nothing_in_its_steps(kw, monkeypatch):
+    """Freezing each step costs memory traffic; a batched predicate does just that."""
+    seen = []
+
+    def traced(*args):
+        seen.append(jax.make_jaxpr(run, static_argnums=(0, 1))(*args))
+        return run(*args)
+
+    run = jaxgd._sweep._run
+    monkeypatch.setattr(jaxgd._sweep, "_run", traced)
+    jaxgd.sweep(
+        least_squares,
+        START,
+        (X, Y),
+        over={"learning_rate": [0.01, 0.1, 0.2]},
+        max_steps=5,
+        **kw,
+    )
+    steps = [
+        eqn
+        for eqn in inner(seen[0].jaxpr)
+        if eqn.primitive.name == "scan"
+        and [v.aval.shape for v in eqn.outvars].count((3, 4)) == 1  # the parameters
+    ]
+    assert steps
+    for eqn in steps:
+        body = eqn.params["jaxpr"].jaxpr
+        chosen = [e for e in inner(body) if e.primitive.name == "select_n"]
+        assert (3, 4) not in [e.outvars[0].aval.shape for e in chosen]
+    whiles = [e for e in inner(seen[0].jaxpr) if e.primitive.name == "while"]
+    for eqn in whiles:
+        asked = eqn.params["cond_jaxpr"].jaxpr
+        assert not any(e.primitive.name == "reduce_or" for e in inner(asked))
