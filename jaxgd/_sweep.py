@@ -14,13 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgd import _tree
-from jaxgd._check import check_all, whole
+from jaxgd._check import check_all, refuse_stream, whole
 from jaxgd._minimize import DEFAULTS, check_names
 from jaxgd._program import finished, go, start
 from jaxgd._result import Result, Status
 from jaxgd._rules import describe
 from jaxgd._spec import Numbers, Spec, dtype_of, is_real
-from jaxgd._stream import Stream
 
 _STACKED = ("params", "args")
 
@@ -185,11 +184,7 @@ def sweep(
     check_names("sweep", like_minimize, own)
     seeds = whole("seeds", seeds, low=1)
     given = {**DEFAULTS, **like_minimize}
-    if isinstance(data, Stream):
-        raise TypeError(
-            "data must be arrays for a sweep, whose lanes are one program, got a "
-            "Stream: call minimize with it for each setting."
-        )
+    refuse_stream("sweep", data)
     if any(
         _tree.is_traced(x)
         for x in jax.tree.leaves((params, data, over, given["args"], given["key"]))
