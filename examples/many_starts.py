@@ -32,8 +32,8 @@ def main(output=Path("many_starts.png"), count=100, drawn=8):
     nearest = distance.argmin(axis=1)
     steps = np.asarray(sweep.results.steps)
     converged = int(sweep.results.converged.sum())
-    print(f"{converged} of {count} starts converged, in {steps.min()} to {steps.max()}")
-    print(f"steps (median {np.median(steps):.0f}). Where they ended:")
+    print(f"{converged} of {count} starts converged, after {steps.min()} to")
+    print(f"{steps.max()} steps (median {np.median(steps):.0f}). Where they ended:")
     for i, (first, second) in enumerate(MINIMA):
         here = nearest == i
         off = distance[here, i].max(initial=0)

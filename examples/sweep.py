@@ -39,7 +39,7 @@ def main(output=Path("sweep.png"), epochs=3, seeds=4):
     seconds = time.perf_counter() - start
     count = sweep.results.status.size
     print(
-        f"{count} runs of {epochs} epoch(s) in {seconds:.1f} s, compilation included.\n"
+        f"{count} runs of {epochs} epochs in {seconds:.1f} s, compilation included.\n"
     )
     lines = sweep.table().splitlines()
     print("\n".join(lines[:9]))

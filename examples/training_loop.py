@@ -94,7 +94,10 @@ def _main(folder, width, epochs, patience):
     result = jaxgd.minimize(**more, state=state)
     print(result)
     after, accuracy = validate(result.params, x[held], y[held])
-    print(f"\nValidation loss {after:.4f}, accuracy {accuracy:.1%}.")
+    print(
+        f"\nValidation loss {after:.4f}, accuracy {accuracy:.1%}: the objective still"
+    )
+    print("falls, validation no longer improves. The checkpoint is what to keep.")
     return float(best), float(value), float(after), result
 
 

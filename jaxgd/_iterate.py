@@ -51,7 +51,8 @@ def iterate(
       **like_minimize: all other arguments of ``minimize``. ``final_evaluation`` is
         False here, so a snapshot of a mini-batch run has the value NaN, unless a stop
         rule has just checked it; with True every snapshot evaluates the objective on
-        all rows. With ``stop=None`` nothing but the limit ends the run.
+        all rows. With ``stop=None`` only the limit or divergence ends the run, where
+        ``minimize`` scans on to the end.
 
     Returns:
       An iterator of at least one ``Result``. Each but the last has the status
@@ -125,26 +126,33 @@ def _bar():
             self.rows = spec.batch_size or spec.n
             self.bar = tqdm(total=end, initial=step, unit="step", dynamic_ncols=True)
             self.since, self.from_step, self.shown = time.perf_counter(), step, 0.0
+            self.last: Any = None
 
         def __enter__(self):
             return self.show
 
         def __exit__(self, *_):
+            if self.last is not None:
+                self.draw()
             self.bar.close()
 
         def show(self, snapshot: Result) -> None:
-            now, running = time.perf_counter(), int(snapshot.status) == Status.RUNNING
-            if running and now - self.shown < _REFRESH:
-                return
-            self.shown, steps = now, int(snapshot.steps)
-            told = _in_numbers(snapshot)
+            self.last = snapshot
+            if time.perf_counter() - self.shown >= _REFRESH:
+                self.draw()
+
+        def draw(self) -> None:
+            now, steps = time.perf_counter(), int(self.last.steps)
+            told, status = _in_numbers(self.last), Status(int(self.last.status))
             if self.rows:
                 a_second = (steps - self.from_step) * self.rows / (now - self.since)
                 told["rows/s"] = f"{a_second:.3g}"
+            if status not in (Status.RUNNING, Status.MAX_STEPS):
+                told["ended"] = status.name
             self.bar.set_postfix(told, refresh=False)
             self.bar.update(steps - self.bar.n)
-            if not running:
-                self.bar.total = steps  # the run may end before its limit
+            self.bar.refresh()
+            self.shown = now
 
     return Bar
 

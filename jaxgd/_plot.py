@@ -137,7 +137,7 @@ def plot_sweep(sweep, ax=None):
       The axes. One axis of numbers: the objective over them. Two: a heat map. Starts,
       problems or seeds alone: the objective of every run over its steps.
     """
-    numbers = [values for values in sweep.over.values() if _is_axis(values)]
+    numbers = [name for name in sweep.over if name not in ("params", "args")]
     dims = len(sweep.over)
     if dims == 2 and len(numbers) == 2:
         return _heat_map(sweep, _new_axes() if ax is None else ax)
@@ -149,10 +149,6 @@ def plot_sweep(sweep, ax=None):
         "plot draws one axis of a sweep, or two of numbers, got the axes "
         f"{list(sweep.over)}: print its table, or take its scores."
     )
-
-
-def _is_axis(values) -> bool:
-    return isinstance(values, np.ndarray) and values.ndim == 1
 
 
 def _curve(sweep, ax):
@@ -277,11 +273,11 @@ def _all_runs(sweep, ax):
 
 
 def _of_runs(sweep) -> str:
-    count = np.size(sweep.results.status)
+    settings = sweep.scores.size
     lost = int((~np.isfinite(sweep.scores)).sum())
-    of = f"{count} runs" + (f", {sweep.seeds} seeds each" if sweep.seeds > 1 else "")
-    what = "setting" if sweep.seeds > 1 else "run"
-    return of + (f", {lost} {what}{'' if lost == 1 else 's'} diverged" if lost else "")
+    of = f"{settings} setting{'' if settings == 1 else 's'}"
+    of += f" with {sweep.seeds} seeds each" if sweep.seeds > 1 else ""
+    return of + (f", {lost} of them lost" if lost else "")
 
 
 def _spread_out(x) -> bool:
@@ -317,15 +313,26 @@ def plot_paths(fun, paths, *, args=(), ax=None):
       >>> path = [start, *jaxgd.iterate(valley, start, every=1)]
       >>> ax = jaxgd.plot_paths(valley, {"Barzilai-Borwein": path})
     """
-    if not isinstance(paths, dict | list | tuple) or not paths:
+    fix = "pass for example [[start, *snapshots]]"
+    if not isinstance(paths, dict | list | tuple) or len(paths) == 0:
+        came = (
+            "none" if isinstance(paths, dict | list | tuple) else type(paths).__name__
+        )
         raise ValueError(
-            "paths must be a list or dict of one descent at least, got "
-            f"{type(paths).__name__}: pass for example [[start, *snapshots]]."
+            f"paths must be a list or dict of one descent at least, got {came}: {fix}."
+        )
+    if any(not isinstance(path, list | tuple | np.ndarray) for path in _values(paths)):
+        raise ValueError(
+            "paths must hold descents, each a list of iterates, got iterates: wrap "
+            f"them, {fix}."
         )
     names = list(paths) if isinstance(paths, dict) else [None] * len(paths)
     found = [_points(path) for path in _values(paths)]
-    ax = _new_axes() if ax is None else ax
     _, unravel, dtype = found[0]
+    found = [(points, *rest) for points, *rest in found if len(points)]
+    if not found:
+        raise ValueError(f"paths must hold a finite iterate at least, got none: {fix}.")
+    ax = _new_axes() if ax is None else ax
     every = np.concatenate([points for points, *_ in found])
     _contours(ax, lambda p: fun(unravel(p), *args), every, dtype)
     for label, (points, *_) in zip(names, found, strict=True):

@@ -241,16 +241,19 @@ def _seen_again(spec: Spec, numbers: Numbers, state: State):
 
     A run that goes on finds its own there, to the bit. But the objective of this call
     may be another (other data, other ``args``): it is evaluated once, and what differs
-    from it by more than rounding is replaced.
+    from it by more than rounding is replaced. Within the loop XLA may have evaluated it
+    at parameters before they were rounded, that is some ulps of the update away.
     """
     objective = objective_of(spec, numbers, spec.microbatch_size)
     (value, _), grad = objective.value_and_grad(state.params, numbers.data, None)
     known = known_point(state.opt_state)
     dtype = _tree.real_dtype(state.params)
-    eps = 16 * jnp.finfo(value.dtype).eps
-    near = jnp.abs(value - known[0]) <= eps * jnp.abs(value)
+    eps, norm = 16 * jnp.finfo(value.dtype).eps, _tree.norm(grad, dtype)
+    way = state.run.arrived[0] if state.run.arrived else 0.0
+    reach = norm * (_tree.norm(state.params, dtype) + jnp.fmax(way, 0.0))
+    near = jnp.abs(value - known[0]) <= eps * (jnp.abs(value) + reach)
     apart = _tree.norm(_tree.subtract(grad, known[1]), dtype)
-    most = jnp.fmax(_tree.norm(grad, dtype), Met(*state.run.met).steepest)
+    most = jnp.fmax(norm, Met(*state.run.met).steepest)
     same = near & (apart <= eps * most)
     return _tree.select(
         same, state.opt_state, with_known_point(state.opt_state, value, grad)

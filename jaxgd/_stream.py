@@ -24,6 +24,7 @@ from jaxgd._spec import Spec, block_of_pass, dtype_of, short
 
 _MOST_ROWS = 2**31 - 1
 _BLOCK_BYTES = 2**20
+_MIXED = 16
 # Bytes of indices and their intermediate results that a row costs while it is read.
 _INDEX_BYTES = 32
 # Windows alive at once: one used and one ready for the steps, the same for a pass, and
@@ -127,7 +128,7 @@ class Stream:
       shuffle: ``"rows"`` (default of arrays), the order of a resident run; or
         ``"blocks"``, where ``block_rows`` and ``mixed_blocks`` are part of the order.
       block_rows: rows of a block; default 1 MiB of them.
-      mixed_blocks: blocks that are mixed at a time.
+      mixed_blocks: blocks that are mixed at a time; default 16.
       rows: the number of rows that a function yields; default: counted in a first
         reading.
 
@@ -158,7 +159,7 @@ class Stream:
         budget_bytes: int = 2**28,
         shuffle: Literal["rows", "blocks"] | None = None,
         block_rows: int | None = None,
-        mixed_blocks: int = 16,
+        mixed_blocks: int | None = None,
         rows: int | None = None,
     ):
         self.budget_bytes = _count("budget_bytes", budget_bytes)
@@ -167,6 +168,7 @@ class Stream:
         if callable(source):
             _refuse_for_function("shuffle", shuffle)
             _refuse_for_function("block_rows", block_rows)
+            _refuse_for_function("mixed_blocks", mixed_blocks)
             self._factory = source
             said = None if rows is None else _count("rows", rows)
             self.form = _form_of_blocks(source, said)
@@ -183,16 +185,19 @@ class Stream:
                 "them."
             )
         self.shuffle = shuffle or ("rows" if self._factory is None else None)
-        if self.shuffle != "blocks" and block_rows is not None:
-            raise ValueError(
-                f'block_rows is for shuffle="blocks", got {block_rows!r}: pass both, '
-                "or leave it out."
-            )
+        for name, given in (("block_rows", block_rows), ("mixed_blocks", mixed_blocks)):
+            if self.shuffle != "blocks" and given is not None:
+                raise ValueError(
+                    f'{name} is for shuffle="blocks", got {given!r}: pass both, or '
+                    "leave it out."
+                )
         default = max(1, _BLOCK_BYTES // max(1, self.form.row_bytes))
         self.block_rows = min(
             self.n, default if block_rows is None else _count("block_rows", block_rows)
         )
-        self.mixed_blocks = _count("mixed_blocks", mixed_blocks)
+        self.mixed_blocks = _count(
+            "mixed_blocks", _MIXED if mixed_blocks is None else mixed_blocks
+        )
 
     @property
     def n(self) -> int:
@@ -327,7 +332,7 @@ class Reader:
 
 
 def _next(windows):
-    with _on_cpu():
+    with _on_cpu(), np.errstate(over="ignore"):  # rows of fewer bits, as in NumPy
         return next(windows, None)
 
 

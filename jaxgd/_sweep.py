@@ -22,6 +22,12 @@ from jaxgd._rules import describe
 from jaxgd._spec import Numbers, Spec, dtype_of, is_real
 
 _STACKED = ("params", "args")
+_ALMOST = {
+    "seeds": "the argument seeds=5",
+    "key": "the argument seeds=5",
+    "lr": "'learning_rate'",
+    "learning_rates": "'learning_rate'",
+}
 
 
 @dataclass(frozen=True, repr=False)
@@ -56,19 +62,20 @@ class Sweep:
         or did not end at a finite objective.
         """
         values = np.asarray(self.results.value, np.float64)
-        status = np.asarray(self.results.status)
-        lost = (status == Status.DIVERGED) | (status == Status.NON_FINITE)
-        if np.isnan(values[~lost]).any():
+        if not self._evaluated:
             raise ValueError(
                 "Lanes are compared by their objective, which final_evaluation=False "
                 "left out: sweep with final_evaluation=True."
             )
-        values = np.where(lost | ~np.isfinite(values), np.inf, values)
+        values = np.where(self._lost | ~np.isfinite(values), np.inf, values)
         return values.mean(axis=-1) if self.seeds > 1 else values
 
     @property
     def best(self) -> Result:
-        """The lane of ``best_settings`` that reached the lowest objective."""
+        """The lane of ``best_settings`` that reached the lowest objective.
+
+        A ValueError where no lane ended at a finite objective.
+        """
         return self.results[self._best]
 
     @property
@@ -85,7 +92,8 @@ class Sweep:
 
         With several seeds a row tells the mean over them and, after it, their standard
         deviation. ``params`` and ``args`` are shown by their place unless they are
-        single numbers.
+        single numbers. A dash is where there is no objective to tell: a run was lost,
+        or not evaluated.
         """
         return _table(self)
 
@@ -111,16 +119,28 @@ class Sweep:
     def __repr__(self) -> str:
         return self.table()
 
+    @property
+    def _lost(self) -> np.ndarray:
+        status = np.asarray(self.results.status)
+        return (status == Status.DIVERGED) | (status == Status.NON_FINITE)
+
+    @property
+    def _evaluated(self) -> bool:
+        return not np.isnan(np.asarray(self.results.value)[~self._lost]).any()
+
     @cached_property
     def _best(self) -> tuple[int, ...]:
         scores = self.scores
+        if not np.isfinite(scores).any():
+            raise ValueError(
+                "There is no best lane: of every setting a run diverged, or began at "
+                "numbers that are not finite. Sweep over smaller rates."
+            )
         setting = np.unravel_index(int(np.argmin(scores)), scores.shape)
         place = tuple(int(i) for i in setting)
         if self.seeds > 1:
-            status = np.asarray(self.results.status[place])
             values = np.asarray(self.results.value[place], np.float64)
-            lost = (status == Status.DIVERGED) | (status == Status.NON_FINITE)
-            place += (int(np.argmin(np.where(lost, np.inf, values))),)
+            place += (int(np.argmin(values)),)  # finite, or its mean were not
         return place
 
     def _settings(self, place) -> dict[str, Any]:
@@ -156,11 +176,12 @@ def sweep(
       over: what differs from lane to lane, an axis of the grid each, in this order:
         ``"learning_rate"`` and floating hyperparameters of the factory by their name,
         as a list or array of numbers; ``"params"`` or ``"args"`` stacked along a new
-        first axis (many starts, many problems), taking the place of the argument.
+        first axis (many starts, many problems), taking the place of the argument. A
+        list of starts is to be stacked first, ``jnp.stack(starts)``.
       seeds: run every setting with so many keys, ``jax.random.fold_in(key, i)``, a last
         axis of the grid. With 1 there is no such axis, and ``key`` itself is used.
       **like_minimize: all other arguments of ``minimize`` but ``state``. With
-        ``stop=None`` nothing but the limit ends a lane.
+        ``stop=None`` only the limit or divergence ends a lane.
 
     Returns:
       A ``Sweep``: ``print`` it, take ``best`` or ``best_settings``, or ``sweep[i, j]``.
@@ -186,8 +207,7 @@ def sweep(
     given = {**DEFAULTS, **like_minimize}
     refuse_stream("sweep", data)
     if any(
-        _tree.is_traced(x)
-        for x in jax.tree.leaves((params, data, over, given["args"], given["key"]))
+        _tree.is_traced(x) for x in jax.tree.leaves((params, data, over, like_minimize))
     ):
         raise TypeError(
             "sweep compares its lanes on the host, so it takes no traced values, got "
@@ -268,20 +288,28 @@ def _first_of(over, params, given, seeds) -> tuple[dict[str, Any], dict[str, Any
     for name, stacked in over.items():
         if not isinstance(name, str):
             raise TypeError(f"over must have names as keys, got {name!r}: {fix}.")
-        taken = {"params": params, "args": given["args"]}.get(name, given.get(name))
-        taken = first["hyperparams"].get(name, taken)
-        if taken is not None and taken != () and name != "params":
-            raise ValueError(
-                f"{name} must not be given beside over[{name!r}], which takes its "
-                f"place, got {describe(taken)}: leave it out."
-            )
+        if name in first["hyperparams"]:
+            _refuse_both(name, first["hyperparams"][name])
+        if name == "learning_rate" and given[name] is not None:
+            _refuse_both(name, given[name])
+        if name == "args":
+            if given[name]:
+                _refuse_both(name, given[name])
+            if not isinstance(stacked, tuple | list):
+                raise TypeError(
+                    "over['args'] must be a tuple of stacked arrays, one for each of "
+                    f"args, got {describe(stacked)}: pass (array,)."
+                )
+            stacked = tuple(stacked)
         if name in _STACKED:
-            values[name] = tuple(stacked) if name == "args" else stacked
+            values[name] = stacked
             first[name] = jax.tree.map(lambda x: x[0], _with_axis(name, values[name]))
             continue
+        if name in _ALMOST:
+            raise ValueError(f"over has {name!r}: did you mean {_ALMOST[name]}?")
         if name in DEFAULTS and name != "learning_rate":
             raise ValueError(
-                f"over must name learning_rate, a hyperparameter, params or args, got "
+                "over must name learning_rate, a hyperparameter, params or args, got "
                 f"{name!r}: it is one for all lanes; call sweep for each."
             )
         values[name] = _numbers(name, stacked)
@@ -291,6 +319,13 @@ def _first_of(over, params, given, seeds) -> tuple[dict[str, Any], dict[str, Any
             first["hyperparams"][name] = values[name][0]
     first["hyperparams"] = first["hyperparams"] or None
     return values, first
+
+
+def _refuse_both(name, given) -> None:
+    raise ValueError(
+        f"{name} must not be given beside over[{name!r}], which takes its place, got "
+        f"{describe(given)}: leave it out."
+    )
 
 
 def _numbers(name, values) -> np.ndarray:
@@ -315,9 +350,14 @@ def _numbers(name, values) -> np.ndarray:
             f"over[{name!r}] must have one axis and a number at least, got shape "
             f"{array.shape}: {fix}."
         )
-    if np.isnan(array.astype(np.float64)).any():
+    array = array.astype(np.float64)
+    if np.isnan(array).any():
         raise ValueError(f"over[{name!r}] must not hold NaN, got {array}: {fix}.")
-    return array.astype(np.float64)
+    if name == "learning_rate" and not (np.isfinite(array) & (array >= 0)).all():
+        raise ValueError(
+            f"over[{name!r}] must be finite and >= 0 everywhere, got {array}: {fix}."
+        )
+    return array
 
 
 def _with_axis(name, stacked):
@@ -349,17 +389,21 @@ def _stacked(name, values, numbers: Numbers, dtype):
     if name not in _STACKED:
         most = np.finfo(dtype).max
         return np.clip(values, -most, most).astype(dtype)
-    return jax.tree.map(
-        lambda x, like: jnp.asarray(x, like.dtype), values, getattr(numbers, name)
-    )
+    with np.errstate(over="ignore"):
+        return jax.tree.map(
+            lambda x, like: jnp.asarray(x, like.dtype), values, getattr(numbers, name)
+        )
 
 
 def _table(sweep: Sweep) -> str:
     results, seeds = sweep.results, sweep.seeds
-    flat = sweep.scores.reshape(-1)
+    shape = sweep.shape[:-1] if seeds > 1 else sweep.shape
+    # Without objectives the rows stand in the order of the grid.
+    scores = sweep.scores if sweep._evaluated else np.full(shape, np.nan)
+    flat = scores.reshape(-1)
     rows = [_header(sweep)]
     for index in np.argsort(flat, kind="stable"):
-        place = np.unravel_index(int(index), sweep.scores.shape)
+        place = np.unravel_index(int(index), shape)
         values = np.atleast_1d(np.asarray(results.value[place], np.float64))
         norms = np.atleast_1d(np.asarray(results.grad_norm[place], np.float64))
         steps = np.atleast_1d(np.asarray(results.steps[place]))

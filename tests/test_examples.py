@@ -101,11 +101,11 @@ def test_no_tuning():
 
 def test_sweep(tmp_path, capsys):
     pytest.importorskip("sklearn")
-    sweep = load("sweep").main(tmp_path / "sweep.png", epochs=1, seeds=2)
+    sweep = load("sweep").main(tmp_path / "sweep.png", epochs=2, seeds=2)
     assert sweep.shape == (8, 6, 2)
     assert sweep.best.value < 0.6
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
-    assert "96 runs of 1 epoch" in capsys.readouterr().out
+    assert "96 runs of 2 epochs" in capsys.readouterr().out
 
 
 def test_training_loop(tmp_path):

@@ -78,6 +78,40 @@ def test_every_cut_has_the_same_bits(name):
             assert snapshot.limit == 70
 
 
+FUNCTIONS = {
+    "bowl": (lambda p: 2 * p[0] ** 2 + p[1] ** 2 / 2, [1.0, 1.0]),
+    "himmelblau": (
+        lambda p: (p[0] ** 2 + p[1] - 11) ** 2 + (p[0] + p[1] ** 2 - 7) ** 2,
+        [-1.0, 1.0],
+    ),
+    "beale": (
+        lambda p: (
+            (1.5 - p[0] * (1 - p[1])) ** 2
+            + (2.25 - p[0] * (1 - p[1] ** 2)) ** 2
+            + (2.625 - p[0] * (1 - p[1] ** 3)) ** 2
+        ),
+        [1.0, 1.0],
+    ),
+    "valley": (lambda p: (1 - p[0]) ** 2 + 100 * (p[1] - p[0] ** 2) ** 2, [-1.2, 1.0]),
+    "valley and flat": (
+        lambda p: (1 - p[0]) ** 2 + 100 * (p[1] - p[0] ** 2) ** 2 + 0 * p[2],
+        [-1.2, 1.0, 0.3],
+    ),
+}
+
+
+@pytest.mark.parametrize("optimizer", [None, optax.lbfgs()], ids=["no rate", "lbfgs"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_line_search_does_not_see_the_cuts(name, optimizer):
+    """What it keeps of the last evaluation, the program of a cut may round apart."""
+    fun, start = FUNCTIONS[name]
+    kw = {"optimizer": optimizer, "max_steps": 150}
+    whole = jaxgd.minimize(fun, np.array(start, "f"), **kw)
+    for every in (1, 2, 7, 10):
+        *_, last = jaxgd.iterate(fun, np.array(start, "f"), every=every, **kw)
+        assert_same_bits(last, whole)
+
+
 def test_snapshots_are_results():
     kw = {"learning_rate": 0.05, "max_steps": 30}
     for snapshot in jaxgd.iterate(least_squares, START, (X, Y), every=7, **kw):
@@ -204,7 +238,8 @@ def test_bar(batch_size, capsys):
     *_, last = run
     text = capsys.readouterr().err
     end = text.split("\r")[-1]
-    assert f"{int(last.steps)}/{int(last.steps)}" in end
+    assert f"{int(last.steps)}/60" in end
+    assert ("ended=" in end) == bool(last.converged)
     for word in ("gradient=", "rate=0.05", "rows/s=", "step/s"):
         assert word in end
     assert ("objective=" if batch_size is None else "check=") in end

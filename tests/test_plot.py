@@ -170,7 +170,8 @@ def test_a_curve_over_one_axis(seeds):
     assert best.tolist() == [rates[np.argmin(found.scores)], found.scores.min()]
     assert axes.get_xscale() == "log"
     assert axes.get_xlabel() == "learning rate"
-    assert "diverged" in axes.get_title()
+    seen = " with 3 seeds each" if seeds > 1 else ""
+    assert axes.get_title() == f"5 settings{seen}, 1 of them lost"
     assert len(axes.collections) == (seeds > 1)
 
 
@@ -261,6 +262,8 @@ def test_paths_over_contours():
         ([[np.zeros(3)]], "two real parameters"),
         ([[np.zeros(2, complex)]], "two real parameters"),
         (np.zeros((3, 2)), "list or dict"),
+        ([np.float32(1), np.float32(2)], "wrap them"),
+        ([[np.full(2, np.nan)]], "finite iterate"),
     ],
 )
 def test_paths_that_are_none(paths, text):

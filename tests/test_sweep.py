@@ -436,6 +436,11 @@ ERRORS = [
     (ValueError, "one axis", {"over": {"learning_rate": np.ones((2, 2))}}),
     (ValueError, "one axis", {"over": {"learning_rate": []}}),
     (ValueError, "NaN", {"over": {"learning_rate": [0.1, np.nan]}}),
+    (ValueError, "finite and >= 0", {"over": {"learning_rate": [0.1, -1.0]}}),
+    (ValueError, "finite and >= 0", {"over": {"learning_rate": [0.1, np.inf]}}),
+    (ValueError, "mean 'learning_rate'", {"over": {"lr": [0.1]}}),
+    (ValueError, "argument seeds", {"over": {"key": [1, 2]}}),
+    (TypeError, "tuple of stacked arrays", {"over": {"args": np.ones(5)}}),
     (
         TypeError,
         "write 1.0 instead of 1",
@@ -489,6 +494,32 @@ def test_no_objective_to_compare():
     )
     with pytest.raises(ValueError, match="final_evaluation=True"):
         found.best  # noqa: B018
+
+    assert "-" in str(found).splitlines()[1]  # printing it is no error
+
+
+def test_the_argument_gives_way_to_over():
+    starts = np.array([[1.0, 1.0], [2.0, 0.5]], "f")
+    bowl = lambda p: jnp.sum(p**2)
+    for params in (None, starts[0], jnp.ones(2), "whatever"):
+        found = jaxgd.sweep(bowl, params, over={"params": starts}, learning_rate=0.1)
+        assert found.shape == (2,)
+    for other in ({"learning_rate": jnp.float32(0.1)}, {"learning_rate": 0.1}):
+        with pytest.raises(ValueError, match="must not be given beside"):
+            jaxgd.sweep(bowl, starts[0], over={"learning_rate": [0.1]}, **other)
+
+
+def test_no_best_where_all_are_lost():
+    found = jaxgd.sweep(
+        least_squares,
+        START,
+        (X, Y),
+        over={"learning_rate": [1e3, 1e4]},
+        batch_size=5,
+    )
+    assert str(found).count("DIVERGED") == 2
+    with pytest.raises(ValueError, match="smaller rates"):
+        found.best_settings  # noqa: B018
 
 
 def test_not_inside_jit():
