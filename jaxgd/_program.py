@@ -248,11 +248,12 @@ def _seen_again(spec: Spec, numbers: Numbers, state: State):
     (value, _), grad = objective.value_and_grad(state.params, numbers.data, None)
     known = known_point(state.opt_state)
     dtype = _tree.real_dtype(state.params)
-    eps, norm = 16 * jnp.finfo(value.dtype).eps, _tree.norm(grad, dtype)
+    eps, norm = 16 * jnp.finfo(value.dtype).eps, _tree.safe_norm(grad, dtype)
     way = state.run.arrived[0] if state.run.arrived else 0.0
     reach = norm * (_tree.norm(state.params, dtype) + jnp.fmax(way, 0.0))
     near = jnp.abs(value - known[0]) <= eps * (jnp.abs(value) + reach)
-    apart = _tree.norm(_tree.subtract(grad, known[1]), dtype)
+    near = near & jnp.isfinite(known[0])  # it is not before step 0
+    apart = _tree.safe_norm(_tree.subtract(grad, known[1]), dtype)
     most = jnp.fmax(norm, Met(*state.run.met).steepest)
     same = near & (apart <= eps * most)
     return _tree.select(

@@ -54,7 +54,6 @@ BATCH, SOME, ONE = {}, {"batch_size": 5}, {"batch_size": 1}
 SETTLED = jaxgd.any_of(jaxgd.value_change(1e-3, patience=2), jaxgd.gradient_norm(1e-3))
 CASES = {
     "rates": (least_squares, {"learning_rate": RATES}, 1, BATCH),
-    "rates, one row": (logistic, {"learning_rate": RATES}, 1, ONE),
     "rates, a rule": (least_squares, {"learning_rate": RATES}, 1, {"stop": SETTLED}),
     "rates, checks": (
         least_squares,
@@ -62,13 +61,6 @@ CASES = {
         1,
         SOME | {"stop": SETTLED},
     ),
-    "rates, checks alone": (
-        least_squares,
-        {"learning_rate": RATES},
-        1,
-        SOME | {"stop": SETTLED, "final_evaluation": False},
-    ),
-    "no rule": (least_squares, {"learning_rate": RATES}, 1, SOME | {"stop": None}),
     "moved": (
         logistic,
         {"learning_rate": RATES},
@@ -150,8 +142,7 @@ def test_lanes_are_runs(name):
     assert found.shape == (*sizes, *([seeds] if seeds > 1 else []))
     for place in np.ndindex(found.shape):
         keyed = True if seeds > 1 else None
-        caught = {"stop": "auto"} if kw.get("stop", 0) is None else {}
-        alone = single(fun, array(over), list(over), place, keyed, **kw | caught)
+        alone = single(fun, array(over), list(over), place, keyed, **kw)
         lane = found[place]
         assert int(lane.status) == int(alone.status), place
         assert int(lane.steps) == int(alone.steps), place
