@@ -348,13 +348,13 @@ def test_what_the_block_order_loses():
 
 def count_windows(monkeypatch):
     counted = []
-    original = _stream.Form.empty
+    original = _stream.Reader._memory
 
-    def empty(self, rows):
+    def memory(self, rows):
         counted.append(rows)
         return original(self, rows)
 
-    monkeypatch.setattr(_stream.Form, "empty", empty)
+    monkeypatch.setattr(_stream.Reader, "_memory", memory)
     return counted
 
 
@@ -367,6 +367,27 @@ def test_small_budgets_read_many_windows_of_one_shape(monkeypatch):
     assert len(shapes) > 4
     assert sum(5 * 56 * rows <= TINY for rows in shapes) == len(shapes)
     assert len(set(shapes)) <= 2  # windows of steps, and of a pass
+
+
+def test_memory_is_taken_again(monkeypatch):
+    """And no run sees that: it is written only when the steps are done."""
+    made = []
+    original = _stream.Form.empty
+    monkeypatch.setattr(
+        _stream.Form,
+        "empty",
+        lambda form, rows: made.append(rows) or original(form, rows),
+    )
+    shapes = count_windows(monkeypatch)
+    kw = {"batch_size": 7, "learning_rate": 0.1, "epochs": 9}
+    kw |= {"stop": jaxgd.value_change(1e-9)}
+    stream = Stream((X, Y), budget_bytes=TINY)
+    streamed = jaxgd.minimize(least_squares, START, stream, **kw)
+    of_steps = max(shapes)
+    assert made.count(of_steps) <= 2 < 4 < shapes.count(of_steps)
+    resident = jaxgd.minimize(least_squares, START, (X, Y), **kw)
+    np.testing.assert_array_equal(streamed.checks.value, resident.checks.value)
+    np.testing.assert_array_equal(streamed.history.value, resident.history.value)
 
 
 def test_a_second_stream_costs_no_compilation(count_compilations):
