@@ -27,9 +27,9 @@ _BLOCK_BYTES = 2**20
 _MIXED = 16
 # Bytes of indices and their intermediate results that a row costs while it is read.
 _INDEX_BYTES = 32
-# Windows alive at once: one used and one ready for the steps, the same for a pass, and
-# one whose memory is about to be given back.
-_WINDOWS = 5
+# Windows alive at once: one used and one ready for the steps, the same for a pass; and
+# as much again as two of them for what a device and its copies take.
+_WINDOWS = 6
 _LONGEST_WINDOW = 2**14
 # Nothing hides the reading of the first window: it leads over a part of the steps, the
 # next ones over more and more.

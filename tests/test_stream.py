@@ -23,7 +23,7 @@ RNG = np.random.default_rng(0)
 X = RNG.normal(size=(N, 5)).astype(np.float32)
 Y = (X @ np.arange(5.0) + 0.1 * RNG.normal(size=N)).astype(np.float32)
 START = jnp.zeros(5)
-LARGE, TINY = 2**28, 5 * 120 * 72
+LARGE, TINY = 2**28, 6 * 120 * 72
 
 
 def least_squares(theta, batch):
@@ -365,7 +365,7 @@ def test_small_budgets_read_many_windows_of_one_shape(monkeypatch):
         least_squares, START, stream, batch_size=7, learning_rate=0.1, epochs=5
     )
     assert len(shapes) > 4
-    assert sum(5 * 56 * rows <= TINY for rows in shapes) == len(shapes)
+    assert sum(6 * 56 * rows <= TINY for rows in shapes) == len(shapes)
     assert len(set(shapes)) <= 2  # windows of steps, and of a pass
 
 
@@ -653,7 +653,7 @@ REFUSED = [
     (lambda: Stream(X, budget_bytes=1e6), TypeError, "budget_bytes must be a whole"),
     (lambda: run_stream(batch_size=None), ValueError, "batch_size must be given"),
     (lambda: run_stream(stop=None, max_steps=3), ValueError, "stop=None"),
-    (lambda: run_stream(budget_bytes=999), ValueError, "at least 28280 .* got 999"),
+    (lambda: run_stream(budget_bytes=999), ValueError, "at least 33936 .* got 999"),
     (
         lambda: run_stream(shuffle="blocks", strata=7, source=(X[:98], Y[:98])),
         ValueError,
@@ -698,9 +698,9 @@ def test_refused(call, kind, message):
 
 
 def test_the_budget_that_an_error_names_suffices():
-    run_stream(budget_bytes=28280, epochs=1)
-    with pytest.raises(ValueError, match="at least 28280"):
-        run_stream(budget_bytes=28279, epochs=1)
+    run_stream(budget_bytes=33936, epochs=1)
+    with pytest.raises(ValueError, match="at least 33936"):
+        run_stream(budget_bytes=33935, epochs=1)
 
 
 def test_a_stream_says_what_it_is():
