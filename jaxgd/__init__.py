@@ -9,13 +9,14 @@ The rooms, each importing only those after it: ``_benchmark`` (times), ``_sweep`
 runs as lanes), ``_iterate`` (the host's loop), ``_search`` (a race of rates),
 ``_sharpness`` (the largest curvature), ``_minimize`` (the front door), ``_checkpoint``
 (states in files), ``_resume`` (taking up a run), ``_fed`` (a run whose rows come from
-outside), ``_program`` (what is compiled), ``_step`` (the scan body), ``_check`` and
-``_spec`` (arguments, and what a program is keyed by), ``_stream`` (rows from outside),
+outside), ``_program`` (what is compiled), ``_step`` (the scan body), ``_check``
+(arguments), ``_stream`` (rows from outside), ``_spec`` (what a program is keyed by),
 ``_source`` and ``_rows`` (which rows), ``_stop`` (when to stop), ``_lanes`` and
 ``_loop`` (the order of events), ``_native`` (small loops on a CPU), ``_rules`` (reading
 optax), ``_spectral`` and ``_parameter_free`` (steps without a rate), ``_gradient``,
 ``_diagnosis`` (what was wrong with a rate), ``_result``, ``_history``, ``_tree``.
-``_plot`` is imported when a picture is asked for, and ``problems`` stands alone.
+``_plot`` draws, on the host alone: Matplotlib is imported when a picture is asked for.
+``problems`` stands alone.
 """
 
 from jaxgd import problems as problems

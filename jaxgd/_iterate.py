@@ -44,8 +44,9 @@ def iterate(
 
     Args:
       fun, params, data: as for ``minimize``.
-      every: steps between two snapshots. A snapshot costs some tenths of a millisecond,
-        in batch descent also a look at the objective there.
+      every: steps between two snapshots. A snapshot costs about half a millisecond and
+        one gradient, the look at the iterate it returns; with a ``Stream``, also the
+        opening of its source anew.
       progress: show a bar with steps, objective, gradient norm, rate and rows a second;
         needs the extra ``jaxgd[progress]``.
       **like_minimize: all other arguments of ``minimize``. ``final_evaluation`` is

@@ -486,6 +486,7 @@ def loop_steps(parts: Parts, state, inputs, count, aux):
 
 
 def info_shape(parts: Parts, core, inputs):
+    """What a step sees, as shapes."""
     first = jax.tree.map(lambda x: x[0], inputs)
     return jax.eval_shape(parts.step, core, first)[1]._replace(aux=None)
 
@@ -595,6 +596,7 @@ def _change(params, run: Run):
 
 
 def is_finite(infos):
+    """Whether value and gradient are, at each step seen."""
     return jnp.isfinite(infos.value) & jnp.isfinite(infos.grad_norm)
 
 
@@ -618,6 +620,7 @@ def at_place(values, place):
 
 
 def up_to(count):
+    """0, 1, ... as int32, ``count`` of them."""
     return jnp.arange(count, dtype=jnp.int32)
 
 

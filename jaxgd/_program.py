@@ -327,6 +327,7 @@ def _rate_of_step(spec: Spec, numbers: Numbers) -> Any:
 
 
 def stop_rule(spec: Spec, numbers: Numbers):
+    """The stop rule of a call, or None."""
     return None if spec.stop is None else spec.stop.join(numbers.stop)
 
 
