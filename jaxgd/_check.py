@@ -23,10 +23,12 @@ from jaxgd._parameter_free import parabolic_rms
 from jaxgd._result import Status
 from jaxgd._rows import as_key
 from jaxgd._rules import check_factory, describe, is_rule
-from jaxgd._spec import Numbers, Spec, dtype_of, is_real, parts_of, short, weighed
+from jaxgd._shards import layout_of, places_of, require_same_devices
+from jaxgd._spec import Numbers, Spec, dtype_of, is_real, parts_of, weighed
 from jaxgd._spectral import barzilai_borwein
 from jaxgd._stop import StopRule, auto_rule
 from jaxgd._stream import Form, Stream, plan_of
+from jaxgd._tree import short
 
 _LAST_STEP = 2**31 - 1
 
@@ -59,11 +61,12 @@ def check_all(
     flag("final_evaluation", final_evaluation)
     function("fun", fun)
     params = numbers_of(params)
-    data, n = _data(data)
+    data, n = rows_of(data)
     args = extra(args, _tree.real_dtype(params))
     batch_size = _batch_size(batch_size, n)
     microbatch_size = _microbatch_size(microbatch_size, n)
-    strata = _strata(strata, n, batch_size, data)
+    layout = None if isinstance(data, Stream) else layout_of(data)
+    strata = _strata(strata, n, batch_size, layout)
     history_rows = whole("history_rows", history_rows, low=0, high=_LAST_STEP)
     if isinstance(data, Stream):
         _stream_fits(data, batch_size, strata, stop)
@@ -103,6 +106,9 @@ def check_all(
         batch_size=batch_size,
         strata=strata,
         n=n,
+        layout=layout,
+        places=places_of(layout, params),
+        pieces=_pieces(layout, strata, batch_size, data),
         microbatch_size=microbatch_size,
         has_aux=bool(has_aux),
         with_key=bool(with_key),
@@ -115,6 +121,7 @@ def check_all(
             type(x).__name__ == "BatchTracer" for x in jax.tree.leaves((numbers, key))
         ),
     )
+    _same_devices(layout, numbers, state, key)
     if isinstance(data, Stream):
         _not_traced((numbers, key, state, limit))
         spec = weighed(spec, numbers._replace(data=data.form.abstract()))
@@ -158,7 +165,8 @@ def numbers_of(params):
     )
 
 
-def _data(data):
+def rows_of(data):
+    """``data`` as arrays that share a leading axis, and its length; or an error."""
     if data is None:
         return None, None
     if isinstance(data, Form):
@@ -286,11 +294,19 @@ def _microbatch_size(size, n):
     return whole("microbatch_size", size, low=1)
 
 
-def _strata(strata, n, batch_size, data):
+def _strata(strata, n, batch_size, layout):
+    shards = 1 if layout is None else layout.shards
+    if strata is None and batch_size is None:
+        return 1
     if strata is None:
-        shards = _shards(data)
-        fits = batch_size is not None and n % shards == 0 and batch_size % shards == 0
-        return shards if fits else 1
+        if batch_size % shards:
+            near = max(shards, batch_size - batch_size % shards)
+            raise ValueError(
+                f"batch_size must be a multiple of the {shards} pieces into which the "
+                f"rows of data are split, so that each gives equally many, got "
+                f"{batch_size}: pass for example {near}."
+            )
+        return shards
     if batch_size is None:
         raise ValueError(
             f"strata needs batch_size, got strata={strata!r} without it: all rows are "
@@ -303,16 +319,36 @@ def _strata(strata, n, batch_size, data):
                 f"strata must divide {name} = {number}, got {strata}: pass a divisor "
                 f"of {math.gcd(n, batch_size)}."
             )
+    if strata % shards:
+        raise ValueError(
+            f"strata must be a multiple of the {shards} pieces into which the rows of "
+            f"data are split, so that each device reads its own rows only, got "
+            f"{strata}: pass {shards}, or put the rows on fewer devices."
+        )
     return strata
 
 
-def _shards(data) -> int:
-    """Into how many pieces the leading axis of ``data`` is split over devices."""
-    first = next(iter(jax.tree.leaves(data)), None)  # None of a Stream
-    if first is None or _tree.is_traced(first) or not isinstance(first, jax.Array):
+def _pieces(layout, strata, batch_size, data) -> int:
+    """Consecutive pieces of the rows that may lie on different devices."""
+    traced = any(_tree.is_traced(x) for x in jax.tree.leaves(data))
+    if layout is None and not traced:  # where they lie cannot be seen while tracing
         return 1
-    pieces = first.sharding.devices_indices_map(first.shape).values()
-    return len({(piece[0].start, piece[0].stop) for piece in pieces})
+    return strata if batch_size is not None else 1 if layout is None else layout.shards
+
+
+def _same_devices(layout, numbers: Numbers, state, key) -> None:
+    named = {
+        "params": numbers.params,
+        "args": numbers.args,
+        "data": None if isinstance(numbers.data, Stream) else numbers.data,
+        "fun": numbers.fun,
+        "optimizer": numbers.optimizer,
+        "learning_rate": numbers.learning_rate,
+        "hyperparams": numbers.hyperparams,
+        "stop": numbers.stop,
+        "key": key if state is None else None,  # a state goes where the run is
+    }
+    require_same_devices(layout, named)
 
 
 def _call_fits(fun, has_data, extras, with_key) -> None:

@@ -6,6 +6,7 @@ random objectives, complex leaves, blocks of rows. It plugs into the step as an
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxgd import _tree
+from jaxgd._shards import mean
 
 
 class Batch(NamedTuple):
@@ -50,42 +52,60 @@ class Objective(NamedTuple):
 
 
 def make_objective(
-    fun, args=(), *, has_aux=False, block=None, cpu_block=None
+    bind, given, *, has_aux=False, block=None, cpu_block=None, pieces=1, shards=None
 ) -> Objective:
-    """The objective ``fun`` with its gradient in descent direction.
+    """The objective with its gradient in descent direction.
 
+    ``bind(*given)``: the function of the user and its extra arguments; ``given`` are
+    all arrays that they hold.
     ``block``: rows to evaluate at once; None for the whole batch. The blocks' means
     are weighted by their rows, so the sum is the mean over the batch. ``cpu_block``:
-    the same on a CPU only, for the sake of its cache.
+    the same on a CPU only, for the sake of its cache. ``pieces``: a block takes equally
+    many rows of each of so many consecutive pieces of a batch, which may lie on
+    different devices. ``shards``: the ``Layout`` of a batch of which each device may
+    take its own mean.
     """
 
-    def call(params, batch, key):
+    def call(params, given, batch, key):
+        fun, args = bind(*given)
         positional = (params, *args) if batch is None else (params, batch, *args)
         out = fun(*positional) if key is None else fun(*positional, key=key)
         return out if has_aux else (out, None)
 
-    def split_batch(of_rows, batch):
+    def split_batch(of_rows, params, batch, key):
+        if shards is not None and batch is not None:
+            own = None if block is None else -(-block // shards.shards)
+
+            def of_shard(params, given, rows):
+                of_own = partial(of_rows, params, given, key=None)
+                return _over_blocks(of_own, rows, own)
+
+            return mean(shards, of_shard, params, given, batch)
+        of_all = partial(of_rows, params, given, key=key)
         if block is not None or cpu_block is None:
-            return _over_blocks(of_rows, batch, block)
+            return _over_blocks(of_all, batch, block, pieces)
         return lax.platform_dependent(
-            batch, cpu=lambda b: _over_blocks(of_rows, b, cpu_block), default=of_rows
+            batch, cpu=lambda b: _over_blocks(of_all, b, cpu_block), default=of_all
         )
 
     # Traced once, however many loops it stands in.
     whole = jax.jit(jax.value_and_grad(call, has_aux=True), inline=True)
 
     def value_and_grad(params, batch, key):
-        def of_rows(rows):
-            (value, aux), grad = whole(params, rows, key)
-            # jax.grad of a real function of z is conjugate to the steepest ascent.
+        def of_rows(params, given, rows, key):
+            (value, aux), grad = whole(params, given, rows, key)
             return (value, grad), aux
 
-        (value, grad), aux = split_batch(of_rows, batch)
+        (value, grad), aux = split_batch(of_rows, params, batch, key)
+        # jax.grad of a real function of z is conjugate to the steepest ascent.
         grad = jax.tree.map(lambda g: g.conj() if jnp.iscomplexobj(g) else g, grad)
         return (value, aux), grad
 
     def value(params, batch, key):
-        return split_batch(lambda rows: (call(params, rows, key)[0], None), batch)[0]
+        def of_rows(*parts, key):
+            return call(*parts, key)[0], None
+
+        return split_batch(of_rows, params, batch, key)[0]
 
     return Objective(value, value_and_grad)
 
@@ -102,22 +122,23 @@ def even_block(n: int, at_most: int) -> int:
     return next((size for size in near if n % size == 0), at_most)
 
 
-def _over_blocks(of_rows, batch, block):
+def _over_blocks(of_rows, batch, block, pieces=1):
     """Row-weighted means of ``of_rows(rows) -> (means, aux)`` over blocks of rows."""
     if batch is None or block is None or count_rows(batch) <= block:
         return of_rows(batch)
-    n = count_rows(batch)
+    n = count_rows(batch) // pieces
+    block = max(1, block // pieces)
     whole, rest = divmod(n, block)
-    forms = block_forms(of_rows, batch, block)
+    forms = block_forms(of_rows, batch, block, pieces)
 
     def body(total, i):
-        means, aux = of_rows(block_of(batch, i * block, block))
+        means, aux = of_rows(block_of(batch, i * block, block, pieces))
         return add_block(total, means, block / n), aux
 
     total, aux = lax.scan(body, forms.zeros(), jnp.arange(whole, dtype=jnp.int32))
     last = None
     if rest:
-        means, last = of_rows(block_of(batch, whole * block, rest))
+        means, last = of_rows(block_of(batch, whole * block, rest, pieces))
         total = add_block(total, means, rest / n)
     return forms.joined(total, aux, last, rest / n)
 
@@ -128,6 +149,7 @@ class BlockForms(NamedTuple):
     means: Any
     aux: Any
     by_row: Any
+    pieces: int = 1
 
     def zeros(self):
         return jax.tree.map(
@@ -137,27 +159,40 @@ class BlockForms(NamedTuple):
     def joined(self, total, aux, last, share):
         """(means, aux) of all rows: ``aux`` stacked, ``last`` of a shorter block."""
         total = jax.tree.map(lambda x, s: x.astype(s.dtype), total, self.means)
-        return total, _join_aux(aux, last, self.aux, self.by_row, share)
+        return total, _join_aux(aux, last, self, share)
 
 
-def block_forms(of_rows, batch, block: int) -> BlockForms:
-    """What ``of_rows`` gives for ``block`` rows of ``batch``."""
+def block_forms(of_rows, batch, block: int, pieces: int = 1) -> BlockForms:
+    """What ``of_rows`` gives for ``block`` rows of each piece of ``batch``."""
 
     def of(size):
-        return jax.eval_shape(lambda: of_rows(block_of(batch, 0, size)))
+        return jax.eval_shape(lambda: of_rows(block_of(batch, 0, size, pieces)))
 
     means, aux = of(block)
     other = 1 if block > 1 else 2
     other_aux = of(other)[1] if jax.tree.leaves(aux) else aux
+    rows = (block * pieces,), (other * pieces,)
     by_row = jax.tree.map(
-        lambda a, b: (a.shape[:1], b.shape[:1]) == ((block,), (other,)), aux, other_aux
+        lambda a, b: (a.shape[:1], b.shape[:1]) == rows, aux, other_aux
     )
-    return BlockForms(means, aux, by_row)
+    return BlockForms(means, aux, by_row, pieces)
 
 
-def block_of(batch, start, size: int):
-    """``size`` rows of ``batch`` from row ``start`` on."""
-    return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, size), batch)
+def block_of(batch, start, size: int, pieces: int = 1):
+    """``size`` rows from row ``start`` on, of each of the pieces of ``batch``."""
+
+    def cut(x):
+        if pieces == 1:
+            return lax.dynamic_slice_in_dim(x, start, size)
+        own = lax.dynamic_slice_in_dim(in_pieces(x, pieces), start, size, axis=1)
+        return own.reshape(pieces * size, *x.shape[1:])
+
+    return jax.tree.map(cut, batch)
+
+
+def in_pieces(x, pieces: int):
+    """``x`` of n rows as (pieces, n / pieces, ...): no device has parts of two."""
+    return x.reshape(pieces, x.shape[0] // pieces, *x.shape[1:])
 
 
 def add_block(total, means, share):
@@ -171,19 +206,24 @@ def _sum_dtype(dtype):
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def _join_aux(aux, last, shapes, by_row, weight):
+def _join_aux(aux, last, forms: BlockForms, weight):
     """Auxiliary output of all blocks as one call over all rows would give it.
 
     A leaf with a row axis is joined along it; else a floating leaf is the row-weighted
     mean, an integer leaf the sum (a count), a boolean leaf whether all hold.
     """
+    shapes, pieces = forms.aux, forms.pieces
     if last is None:
         last = jax.tree.map(lambda _: None, shapes)
 
     def join(x, end, shape, rows):
         if rows:
-            x = x.reshape((-1, *shape.shape[1:]))
-            return x if end is None else jnp.concatenate([x, end])
+            one = shape.shape[1:]
+            x = x.reshape(-1, pieces, shape.shape[0] // pieces, *one).swapaxes(0, 1)
+            x = x.reshape(pieces, -1, *one)
+            if end is not None:
+                x = jnp.concatenate([x, in_pieces(end, pieces)], axis=1)
+            return x.reshape(-1, *one)
         if jnp.issubdtype(shape.dtype, jnp.inexact):
             mean = jnp.mean(x.astype(_sum_dtype(shape.dtype)), axis=0)
             mean = mean if end is None else mean * (1 - weight) + end * weight
@@ -196,5 +236,5 @@ def _join_aux(aux, last, shapes, by_row, weight):
 
     leaves, treedef = jax.tree.flatten(shapes)
     ends = treedef.flatten_up_to(last)
-    columns = (jax.tree.leaves(aux), ends, leaves, jax.tree.leaves(by_row))
+    columns = (jax.tree.leaves(aux), ends, leaves, jax.tree.leaves(forms.by_row))
     return jax.tree.unflatten(treedef, list(map(join, *columns)))

@@ -31,6 +31,7 @@ from jaxgd._rules import (
     reports_rate,
     with_known_point,
 )
+from jaxgd._shards import pinned, untyped
 from jaxgd._source import chunk_size, pass_key, resident
 from jaxgd._spec import (
     Numbers,
@@ -91,7 +92,8 @@ def start(spec: Spec, numbers: Numbers) -> State:
     )
     # A weak type would be gone after the first chunk, and cost the next a compilation.
     opt_state = jax.tree.map(lambda x: _strong(jnp.asarray(x)), opt_state)
-    return State(params, opt_state, jnp.int32(0), run)
+    state = State(params, opt_state, jnp.int32(0), run)
+    return pinned(spec.places, state, params)
 
 
 def _strong(x):
@@ -102,6 +104,18 @@ def _strong(x):
 @partial(jax.jit, static_argnums=0)
 def go(spec: Spec, numbers: Numbers, state: State, limit) -> Outcome:
     """Goes on from ``state`` for at most ``limit`` steps."""
+
+    def out(kept, everywhere):
+        judged = None
+        if has_evaluation_params(state.opt_state):
+            judged = kept(numbers.params)
+        rest = [everywhere] * 7
+        return Outcome(kept(state), judged, *rest)
+
+    return untyped(partial(_go, spec), numbers, state, limit, out=out)
+
+
+def _go(spec: Spec, numbers: Numbers, state: State, limit) -> Outcome:
     rule = stop_rule(spec, numbers)
     state, limit = taken_up(spec, numbers, state, limit)
     parts, full = make_parts(spec, numbers, state, rule)
@@ -113,7 +127,8 @@ def go(spec: Spec, numbers: Numbers, state: State, limit) -> Outcome:
         end = run_to(parts, state, limit)
         if spec.batch_size is None and has_evaluation_params(end.state.opt_state):
             end = end._replace(extra=end.extra + 1)  # the last look, of two points
-    return outcome_of(spec, rule, end, limit)
+    outcome = outcome_of(spec, rule, end, limit)
+    return pinned(spec.places, outcome, numbers.params)
 
 
 def taken_up(spec: Spec, numbers: Numbers, state: State, limit):
@@ -198,6 +213,8 @@ def make_parts(spec: Spec, numbers: Numbers, state: State, rule, first=None):
         with_key=spec.with_key,
         within=spec.small,
         lanes=spec.lanes,
+        pieces=spec.pieces if first is None else 1,
+        layout=spec.layout,
         first=first,
     )
     full = _full_pass(spec, numbers, run.key)

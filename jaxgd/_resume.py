@@ -14,8 +14,9 @@ import numpy as np
 
 from jaxgd import _tree
 from jaxgd._program import start
-from jaxgd._spec import Numbers, Spec, short
+from jaxgd._spec import Numbers, Spec
 from jaxgd._step import State
+from jaxgd._tree import short
 
 
 @jax.tree_util.register_pytree_with_keys_class

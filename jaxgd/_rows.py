@@ -130,17 +130,27 @@ def batch_rows(key, n: int, batch_size: int, step, strata: int = 1) -> jax.Array
 
 def rows_of_steps(key, n, batch_size, strata, step, count) -> jax.Array:
     """Rows of the steps ``step ... step + count - 1``: int32[count, batch_size]."""
+    rows = rows_in_strata(key, n, batch_size, strata, step, count)
+    first = jnp.arange(strata, dtype=jnp.int32) * (n // strata)
+    return (rows + first[:, None]).reshape(count, batch_size)
+
+
+def rows_in_strata(key, n, batch_size, strata, step, count) -> jax.Array:
+    """The same, each counted within its stratum: int32[count, strata, c]."""
     c, m = batch_size // strata, n // strata
     epoch, place = divide_product(step, c, m)
     # One position for the chunk, then small offsets: 32 bits suffice, and the long
     # division above is paid once.
     places = place + jnp.arange(count * c, dtype=jnp.uint32)
     epochs = epoch.astype(jnp.uint32) + places // m
-    rows = [
-        _permute(jax.random.fold_in(key, s), m, epochs, places % m) + s * m
-        for s in range(strata)
-    ]
-    return jnp.concatenate([r.reshape(count, c) for r in rows], axis=1)
+
+    def of_stratum(s):
+        own = _permute(jax.random.fold_in(key, s), m, epochs, places % m)
+        return own.reshape(count, c)
+
+    if strata == 1:  # under vmap it would be another program
+        return of_stratum(0)[:, None]
+    return jax.vmap(of_stratum, out_axes=1)(jnp.arange(strata, dtype=jnp.uint32))
 
 
 def divide_product(t, a: int, m: int):

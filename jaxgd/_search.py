@@ -22,8 +22,9 @@ from jaxgd._program import go, start
 from jaxgd._rules import describe, is_rule
 from jaxgd._sharpness import sharpness
 from jaxgd._source import pass_block, pass_key
-from jaxgd._spec import Numbers, Spec, dtype_of, is_real, objective_of, short
+from jaxgd._spec import Numbers, Spec, dtype_of, is_real, objective_of
 from jaxgd._spectral import barzilai_borwein
+from jaxgd._tree import short
 
 # Measured on 7 tasks x 4 batch sizes x 3 rules (benchmarks/rate_search.py). The best
 # rate after a tenth of a run is no good one at its end in a third of all cases (20 of

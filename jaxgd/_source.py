@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxgd._gradient import Batch, count_rows, even_block
+from jaxgd._gradient import Batch, count_rows, even_block, in_pieces
 from jaxgd._native import on_cpu
-from jaxgd._rows import rows_of_steps
+from jaxgd._rows import rows_in_strata, rows_of_steps
+from jaxgd._shards import split_on
 
 # Bytes of rows gathered ahead of a chunk's inner loop. Small batches gain most from it
 # (batch 8 of 20 features: 1000 ns a step gathered inside the step, 350 before it).
@@ -66,6 +67,8 @@ def resident(
     with_key,
     within=False,
     lanes=False,
+    pieces=1,
+    layout=None,
     first=None,
 ) -> Source:
     """Rows of arrays on the device; ``batch_size=None`` takes all rows every step.
@@ -75,6 +78,8 @@ def resident(
     ``within``: the rows are computed within a loop that is one function already.
     ``lanes``: under vmap, where XLA ends the process over a function that is none of
     the lanes' (``Check failed: slice_to_buffer_table_index_``).
+    ``pieces``: of the rows, which may lie on different devices: one for each stratum,
+    so that no device looks for rows of another. ``layout``: where they do lie.
     """
 
     def keys(step, closing):
@@ -96,11 +101,26 @@ def resident(
         )
     n = jax.tree.leaves(data)[0].shape[0]
 
-    def take(rows):
+    def get(x, rows):
         # Every row is in bounds, so XLA need not guard the gather.
-        return jax.tree.map(lambda x: x.at[rows].get(mode="promise_in_bounds"), data)
+        return x.at[rows].get(mode="promise_in_bounds")
+
+    def take(rows):
+        if pieces == 1:
+            return jax.tree.map(lambda x: get(x, rows), data)
+        axis = rows.ndim - 2  # of the strata; the batch comes in their order
+
+        def in_order(x):
+            take = jax.vmap(get, in_axes=(0, axis), out_axes=axis)
+            own = take(in_pieces(x, pieces), rows)
+            return own.reshape(*rows.shape[:-2], batch_size, *x.shape[1:])
+
+        return jax.tree.map(in_order, data)
 
     def order(key, step, first):
+        if pieces > 1:
+            rows = rows_in_strata(key, n, batch_size, strata, step, size)
+            return split_on(layout, rows, 1)
         if first is None:
             return rows_of_steps(key, n, batch_size, strata, step, size)
         places = jnp.arange(size * batch_size, dtype=jnp.int32).reshape(size, -1)

@@ -136,7 +136,9 @@ def make_step(fun, optimizer, *, args=(), has_aux=False, microbatch_size=None):
     def step(state: State, batch) -> tuple[State, Info]:
         # Numbers in args get the precision of the parameters, as in minimize.
         own = _check.extra(args, _tree.real_dtype(state.params))
-        objective = make_objective(fun, own, has_aux=has_aux, block=microbatch_size)
+        objective = make_objective(
+            lambda args: (fun, args), (own,), has_aux=has_aux, block=microbatch_size
+        )
         inner = descent_step(objective, optimizer, frozenset({"update_norm", "aux"}))
         return inner(state, Batch(batch))
 

@@ -20,7 +20,8 @@ from jaxgd import _tree
 from jaxgd._rows import as_key, rows_of_steps, shuffled_rows
 from jaxgd._rules import describe
 from jaxgd._source import chunk_size
-from jaxgd._spec import Spec, block_of_pass, dtype_of, short
+from jaxgd._spec import Spec, block_of_pass, dtype_of
+from jaxgd._tree import short
 
 _MOST_ROWS = 2**31 - 1
 _BLOCK_BYTES = 2**20

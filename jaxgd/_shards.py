@@ -1,0 +1,252 @@
+"""Where rows and parameters lie, when they are spread over devices.
+
+This room owns what jaxgd knows of several devices: the mesh axes over which the rows
+of a call are split (``Layout``), and the three things done about it. A mean over rows
+is taken on each device over its own rows and then averaged (``mean``); what a program
+returns stays where its inputs were (``pinned``); and meshes with explicit axes are
+taken for what they mean, not for what each operation has to say of them (``untyped``).
+All else is XLA's partitioner, which gives the answer of one device for whatever a
+function does with its rows.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxgd import _tree
+
+
+class Layout(NamedTuple):
+    """How the rows of the data are split."""
+
+    mesh: Any  # a Mesh; an AbstractMesh inside jit
+    axes: tuple  # its axes over which the rows are split
+    alone: bool  # whether nothing else of the data is split
+
+    @property
+    def shards(self) -> int:
+        """Into how many pieces the rows are split."""
+        return math.prod(self.mesh.shape[axis] for axis in self.axes)
+
+
+def layout_of(data) -> Layout | None:
+    """How rows are split over devices, None where they are not; or a ValueError."""
+    found = [
+        ("data" + jax.tree_util.keystr(path), _split(leaf))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(data)
+    ]
+    if all(split is None for _, split in found):
+        return None
+    (first, split), *others = sorted(found, key=lambda pair: pair[1] is None)
+    for name, other in others:
+        if other is None or (other[:2] != split[:2]):
+            raise ValueError(
+                "data must have its rows split over the same devices in every array, "
+                f"{first} has them {_told(split)}, {name} {_told(other)}: pass "
+                "jaxgd.shard_rows(data), or device_put all of it with one sharding."
+            )
+    return Layout(split[0], split[1], all(split[2] for _, split in found))
+
+
+def _split(leaf) -> tuple | None:
+    """(mesh, axes of the rows, whether no other dimension is split)."""
+    if isinstance(leaf, np.ndarray):
+        return None
+    sharding: Any = (
+        jax.typeof(leaf).sharding if _tree.is_traced(leaf) else leaf.sharding
+    )
+    if isinstance(sharding, NamedSharding):
+        first, *rest = (*sharding.spec, None)
+        axes = (first,) if isinstance(first, str) else tuple(first or ())
+        axes = tuple(axis for axis in axes if sharding.mesh.shape[axis] > 1)
+        return (sharding.mesh, axes, not any(rest)) if axes else None
+    pieces = sharding.devices_indices_map(leaf.shape).values()
+    if len({(piece[0].start, piece[0].stop) for piece in pieces}) > 1:
+        raise ValueError(
+            "data must be sharded by a jax.sharding.NamedSharding, got one of type "
+            f"{type(sharding).__name__}: pass jaxgd.shard_rows(data)."
+        )
+    return None
+
+
+def _told(split) -> str:
+    if split is None:
+        return "all in one place"
+    mesh, axes, _ = split
+    sizes = ", ".join(f"{axis!r}: {mesh.shape[axis]}" for axis in axes)
+    return f"split over {{{sizes}}} of a mesh of {mesh.size} devices"
+
+
+def require_same_devices(layout: Layout | None, named: dict) -> None:
+    """A ValueError names an argument that is bound to other devices than the rows.
+
+    ``named``: arguments by name. What is bound to no device goes to all of them.
+    """
+    known, where = None, "data"
+    if layout is not None and isinstance(layout.mesh, Mesh):
+        known = list(layout.mesh.devices.flat)
+    for name, tree in named.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            bound = isinstance(leaf, jax.Array) and not _tree.is_traced(leaf)
+            if not bound or not leaf.committed:
+                continue
+            own = _devices_of(leaf.sharding)
+            told = name + jax.tree_util.keystr(path)
+            if known is None:
+                known, where = own, told
+            elif own != known:
+                raise ValueError(
+                    f"{told} must be on the devices of {where}, {_listed(known)}, got "
+                    f"{_listed(own)}: pass it as a NumPy array, or device_put it with "
+                    "NamedSharding(mesh, PartitionSpec()) for the mesh of the data."
+                )
+
+
+def _devices_of(sharding) -> list:
+    if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
+        return list(sharding.mesh.devices.flat)
+    return sorted(sharding.device_set, key=lambda d: d.id)
+
+
+def _listed(devices) -> str:
+    shown = ", ".join(str(device) for device in devices[:4])
+    more = f" and {len(devices) - 4} more" if len(devices) > 4 else ""
+    return f"[{shown}{more}]"
+
+
+class Places(NamedTuple):
+    """Where the results of a program go: parameters where they were, all else to all
+    devices."""
+
+    mesh: Any
+    specs: tuple  # of the leaves of params
+    shapes: tuple
+
+    @property
+    def split(self) -> bool:
+        """Whether any parameter is split over devices."""
+        return any(any(spec) for spec in self.specs)
+
+
+def places_of(layout: Layout | None, params) -> Places | None:
+    """The places of a call; None on one device, and where tracing hides them."""
+    leaves = jax.tree.leaves(params)
+    own = [getattr(x, "sharding", None) for x in leaves if not _tree.is_traced(x)]
+    meshes = [s.mesh for s in own if isinstance(s, NamedSharding) and s.num_devices > 1]
+    if layout is not None and isinstance(layout.mesh, Mesh):
+        meshes = [layout.mesh, *meshes]
+    if len(own) < len(leaves) or not meshes:
+        return None
+    specs = [s.spec if isinstance(s, NamedSharding) else P() for s in own]
+    shapes = tuple(np.shape(x) for x in leaves)
+    return Places(meshes[0], tuple(specs), shapes)
+
+
+def pinned(places: Places | None, tree, params):
+    """``tree`` with everything in its place.
+
+    What has the structure of ``params``, as the memory of optax rules has, goes where
+    they are, leaf by leaf; a leading axis more (the memory of L-BFGS) is not split.
+    """
+    if places is None:
+        return tree
+    mesh, structure = _here(places.mesh), jax.tree.structure(params)
+
+    def put(leaf, spec):
+        return lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
+
+    def like(leaf, shape, spec):
+        if np.shape(leaf) == shape:
+            return put(leaf, spec)
+        return put(leaf, P(None, *spec) if np.shape(leaf)[1:] == shape else P())
+
+    def is_like(part):
+        return jax.tree.structure(part) == structure
+
+    def place(part):
+        if not is_like(part):
+            return put(part, P())
+        leaves = map(like, jax.tree.leaves(part), places.shapes, places.specs)
+        return jax.tree.unflatten(structure, leaves)
+
+    return jax.tree.map(place, tree, is_leaf=is_like)
+
+
+def untyped(fun, *args, out=None):
+    """``fun(*args)``, all axes of meshes automatic within.
+
+    ``out(kept, everywhere)``: where that goes which it returns, a prefix of it, with
+    ``kept(tree)`` for what is to be where ``tree`` is. If None, all of it everywhere.
+    """
+    meshes = [
+        jax.typeof(x).sharding.mesh
+        for x in jax.tree.leaves(args)
+        if hasattr(x, "dtype")
+    ]
+    around = jax.sharding.get_abstract_mesh()
+    typed = next((m for m in meshes if AxisType.Explicit in m.axis_types), None)
+    if typed is not None:
+        everywhere = NamedSharding(typed, P())
+
+        def kept(tree):
+            own = jax.tree.map(lambda x: jax.typeof(x).sharding, tree)
+            return jax.tree.map(lambda s: everywhere if s.mesh.empty else s, own)
+
+        where = everywhere if out is None else out(kept, everywhere)
+        axes = typed.axis_names
+        return jax.sharding.auto_axes(fun, axes=axes, out_sharding=where)(*args)
+    other = next((m for m in meshes if not m.empty and m != around), None)
+    if other is not None and not around.empty:  # the data have a mesh of their own
+        with jax.sharding.use_abstract_mesh(other):
+            return fun(*args)
+    return fun(*args)
+
+
+def mean(layout: Layout, of_rows, params, given, batch):
+    """The mean over devices of ``of_rows(params, given, their rows)``: one all-reduce.
+
+    Right for a mean over rows, whatever it does with each: no partitioner has to
+    understand it.
+    """
+
+    def local(params, given, rows):
+        return lax.pmean(of_rows(params, given, rows), layout.axes)
+
+    # What varies over devices is not tracked, or a user's scan that starts from zeros
+    # would be refused; and nothing differentiates through the mean, which would sum
+    # gradients that are sums already.
+    return jax.shard_map(
+        local,
+        mesh=_here(layout.mesh),
+        in_specs=(P(), P(), P(layout.axes)),
+        out_specs=P(),
+        check_vma=False,
+    )(params, given, batch)
+
+
+def on_all_processes(layout: Layout, verdict: bool) -> bool:
+    """Whether all processes that hold rows say yes: they must run one program."""
+    if len({device.process_index for device in layout.mesh.devices.flat}) == 1:
+        return verdict
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.int32(verdict)).all())
+
+
+def split_on(layout: Layout | None, x, axis: int):
+    """``x`` with this axis split as the rows are."""
+    if layout is None:
+        return x
+    spec = P(*[None] * axis, layout.axes)
+    return lax.with_sharding_constraint(x, NamedSharding(_here(layout.mesh), spec))
+
+
+def _here(mesh):
+    """``mesh`` as the trace around has it: its axes may be of another kind there."""
+    around = jax.sharding.get_abstract_mesh()
+    return mesh if around.empty else around
