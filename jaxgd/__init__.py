@@ -2,19 +2,22 @@
 
 ``minimize`` is the one call, ``iterate`` the same in a Python loop, ``sweep`` many of
 them at once; ``save`` and ``load`` keep a state in a file, ``Stream`` reads rows from
-one; ``find_learning_rate`` and ``sharpness`` tell which rate to give; ``make_step`` and
-``init_state`` are the manual loop; ``benchmark`` times a call.
+one, ``shard_rows`` spreads rows over devices; ``find_learning_rate`` and ``sharpness``
+tell which rate to give; ``make_step`` and ``init_state`` are the manual loop;
+``benchmark`` times a call.
 
 The rooms, each importing only those after it: ``_benchmark`` (times), ``_sweep`` (many
 runs as lanes), ``_iterate`` (the host's loop), ``_search`` (a race of rates),
 ``_sharpness`` (the largest curvature), ``_minimize`` (the front door), ``_checkpoint``
 (states in files), ``_resume`` (taking up a run), ``_fed`` (a run whose rows come from
-outside), ``_program`` (what is compiled), ``_step`` (the scan body), ``_check``
-(arguments), ``_stream`` (rows from outside), ``_spec`` (what a program is keyed by),
-``_source`` and ``_rows`` (which rows), ``_stop`` (when to stop), ``_lanes`` and
-``_loop`` (the order of events), ``_native`` (small loops on a CPU), ``_rules`` (reading
-optax), ``_spectral`` and ``_parameter_free`` (steps without a rate), ``_gradient``,
-``_diagnosis`` (what was wrong with a rate), ``_result``, ``_history``, ``_tree``.
+outside), ``_program`` (what is compiled), ``_step`` (the scan body), ``_shard_rows``
+(rows on the way to their devices), ``_check`` (arguments), ``_stream`` (rows from
+outside), ``_spec`` (what a program is keyed by), ``_source`` and ``_rows`` (which
+rows), ``_stop`` (when to stop), ``_lanes`` and ``_loop`` (the order of events),
+``_native`` (small loops on a CPU), ``_rules`` (reading optax), ``_spectral`` and
+``_parameter_free`` (steps without a rate), ``_gradient``, ``_shards`` (several
+devices), ``_diagnosis`` (what was wrong with a rate), ``_result``, ``_history``,
+``_tree``.
 ``_plot`` draws, on the host alone: Matplotlib is imported when a picture is asked for.
 ``problems`` stands alone.
 """
@@ -40,6 +43,7 @@ from jaxgd._rows import shuffled_rows as shuffled_rows
 from jaxgd._search import Heat as Heat
 from jaxgd._search import LearningRateSearch as LearningRateSearch
 from jaxgd._search import find_learning_rate as find_learning_rate
+from jaxgd._shard_rows import shard_rows as shard_rows
 from jaxgd._sharpness import sharpness as sharpness
 from jaxgd._spectral import BarzilaiBorweinState as BarzilaiBorweinState
 from jaxgd._spectral import barzilai_borwein as barzilai_borwein

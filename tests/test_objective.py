@@ -320,8 +320,8 @@ def test_value_fn_is_of_the_same_batch_and_key(name):
 
 @pytest.mark.parametrize("size", [1, 4, 5, 7, 11, 22, 23, 24, 1000])
 def test_blocks_give_the_value_and_gradient_of_the_whole(size):
-    whole = make_objective(with_aux, has_aux=True)
-    blocks = make_objective(with_aux, has_aux=True, block=size)
+    whole = make_objective(lambda: (with_aux, ()), (), has_aux=True)
+    blocks = make_objective(lambda: (with_aux, ()), (), has_aux=True, block=size)
     w = jnp.array([1.0, 2.0, 3.0])
     expected = whole.value_and_grad(w, (X, Y), None)
     trees_close(blocks.value_and_grad(w, (X, Y), None), expected)
@@ -350,7 +350,7 @@ def test_sums_of_blocks_are_wide():
     # 1000 blocks of bfloat16 means would lose most of them.
     rows = np.ones(1000, np.float32)
     fun = lambda w, batch: jnp.mean(w.astype(jnp.bfloat16) * batch.astype(jnp.bfloat16))
-    blocks = make_objective(fun, block=1)
+    blocks = make_objective(lambda: (fun, ()), (), block=1)
     (value, _), grad = blocks.value_and_grad(jnp.bfloat16(1), rows, None)
     assert value.dtype == grad.dtype == jnp.bfloat16
     assert value == grad == 1
