@@ -23,7 +23,13 @@ from jaxgd._parameter_free import parabolic_rms
 from jaxgd._result import Status
 from jaxgd._rows import as_key
 from jaxgd._rules import check_factory, describe, is_rule
-from jaxgd._shards import layout_of, places_of, require_same_devices
+from jaxgd._shards import (
+    layout_of,
+    places_of,
+    require_same_devices,
+    require_same_on_processes,
+    unbound,
+)
 from jaxgd._spec import Numbers, Spec, dtype_of, is_real, parts_of, weighed
 from jaxgd._spectral import barzilai_borwein
 from jaxgd._stop import StopRule, auto_rule
@@ -121,7 +127,11 @@ def check_all(
             type(x).__name__ == "BatchTracer" for x in jax.tree.leaves((numbers, key))
         ),
     )
-    _same_devices(layout, numbers, state, key)
+    named = _named(numbers, state, key)
+    require_same_devices(layout, named)
+    limits = {"batch_size": batch_size, "strata": strata, "max_steps or epochs": limit}
+    named = {name: x for name, x in named.items() if name != "data"}
+    require_same_on_processes(layout, {**named, **limits})
     if isinstance(data, Stream):
         _not_traced((numbers, key, state, limit))
         spec = weighed(spec, numbers._replace(data=data.form.abstract()))
@@ -129,7 +139,10 @@ def check_all(
     else:
         spec = weighed(spec, numbers)
     # Last, since making a key out of a seed compiles where it is the first one.
-    return spec, numbers._replace(key=as_key(0 if key is None else key)), limit
+    key = as_key(0 if key is None else key)
+    if state is not None:
+        key = unbound(key, spec.places, numbers)
+    return spec, numbers._replace(key=key), limit
 
 
 def _wrong_kind(name, what, leaf, fix) -> TypeError:
@@ -336,8 +349,9 @@ def _pieces(layout, strata, batch_size, data) -> int:
     return strata if batch_size is not None else 1 if layout is None else layout.shards
 
 
-def _same_devices(layout, numbers: Numbers, state, key) -> None:
-    named = {
+def _named(numbers: Numbers, state, key) -> dict:
+    """What of a call may lie on a device, by the name of its argument."""
+    return {
         "params": numbers.params,
         "args": numbers.args,
         "data": None if isinstance(numbers.data, Stream) else numbers.data,
@@ -348,7 +362,6 @@ def _same_devices(layout, numbers: Numbers, state, key) -> None:
         "stop": numbers.stop,
         "key": key if state is None else None,  # a state goes where the run is
     }
-    require_same_devices(layout, named)
 
 
 def _call_fits(fun, has_data, extras, with_key) -> None:

@@ -41,6 +41,7 @@ from jaxgd._history import Record
 from jaxgd._loop import Check, Run
 from jaxgd._result import Result
 from jaxgd._resume import Node, level_of
+from jaxgd._shards import told_by_all
 from jaxgd._step import State
 from jaxgd._stop import Watch
 
@@ -82,6 +83,10 @@ def save(path, state) -> None:
     stop rule as they are, in a zip of NumPy arrays and one JSON text: no pickle, no
     code. ``numpy.load`` opens it too.
 
+    A state that is spread over several processes is saved by all of them together: all
+    call ``save``, the first writes, and none returns before the file is there. To
+    ``load`` it in all of them, the folder must be one that they all see.
+
     Args:
       path: the file, a str or os.PathLike; one that is there is replaced.
       state: a ``Result.state``, of one run or of lanes, or the ``State`` of a manual
@@ -109,12 +114,37 @@ def save(path, state) -> None:
     """
     path = os.fsdecode(path)
     _require_state(state)
+    spread = any(
+        isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+        for leaf in jax.tree.leaves(state)
+    )
     leaves: list[_Leaf] = []
     tree = _described(state, "", leaves)
+    with _one_of_all(path) if spread else contextlib.nullcontext(True) as writes:
+        if writes:
+            _write_file(path, tree, leaves)
+
+
+def _write_file(path, tree, leaves) -> None:
     with _replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
         _write(archive, _MANIFEST, json.dumps(_manifest(tree, leaves)).encode())
         for i, leaf in enumerate(leaves):
             _write(archive, f"{i}.npy", _header(leaf), _bytes(leaf))
+
+
+@contextlib.contextmanager
+def _one_of_all(path):
+    """Whether this process writes for all; none goes on before the file is there."""
+    first, error = jax.process_index() == 0, None
+    try:
+        yield first
+    except BaseException as raised:
+        error = raised
+    written = told_by_all(np.int32(error is None)).all()
+    if error is not None:
+        raise error
+    if not written:
+        raise OSError(f"{path!r} could not be written by process 0: see its error.")
 
 
 def load(path) -> State:
@@ -238,13 +268,23 @@ def _leaf(path, leaf) -> _Leaf:
                 "state must hold keys of an implementation that JAX knows by name, got "
                 f"{key} as state{path}: register it with JAX."
             )
-    array = np.asarray(leaf)
+    array = _whole(leaf)
     if array.dtype.name not in _PLAIN | _FOREIGN:
         raise TypeError(
             f"state must hold arrays of numbers, got one of type {type(leaf).__name__} "
             f"and dtype {array.dtype} as state{path}: leave it out."
         )
     return _Leaf(path, array.dtype.name, array.shape, array, key)
+
+
+def _whole(leaf) -> np.ndarray:
+    """An array on the host, of all devices and processes that have a part of it."""
+    near = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
+    if near or leaf.is_fully_replicated:
+        return np.asarray(leaf)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
 
 
 def _manifest(tree, leaves) -> dict:

@@ -125,7 +125,13 @@ def _bar():
     class Bar:
         def __init__(self, spec: Spec, step: int, end: int):
             self.rows = spec.batch_size or spec.n
-            self.bar = tqdm(total=end, initial=step, unit="step", dynamic_ncols=True)
+            self.bar = tqdm(
+                total=end,
+                initial=step,
+                unit="step",
+                dynamic_ncols=True,
+                disable=jax.process_index() > 0,  # one bar for all processes
+            )
             self.since, self.from_step, self.shown = time.perf_counter(), step, 0.0
             self.last: Any = None
 

@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxgd import _tree
 from jaxgd._program import start
+from jaxgd._shards import free, in_place, pinned
 from jaxgd._spec import Numbers, Spec
 from jaxgd._step import State
 from jaxgd._tree import short
@@ -72,12 +74,16 @@ def level_of(tree) -> Level | None:
 def begin(spec: Spec, numbers: Numbers, state=None) -> State:
     """The state that a call starts from: one before step 0, or ``state`` taken up."""
     if state is None:
-        return start(spec, numbers)
+        return _started(spec, numbers)
     like = start.eval_shape(spec, numbers)
     if _same_form(state, like):  # as where a run of this process goes on
-        return _formed(state, start(spec, numbers))
+        return _formed(state, _started(spec, numbers))
     _require_same_problem(like, state)
-    return _resumed(start(spec, numbers), state)
+    return _resumed(_started(spec, numbers), state)
+
+
+def _started(spec: Spec, numbers: Numbers) -> State:
+    return pinned(spec.places, start(spec, numbers), numbers.params)
 
 
 def _require_same_problem(fresh: State, state) -> None:
@@ -130,13 +136,23 @@ def _formed(tree, like):
 
 
 def _placed(leaf, like):
+    """``leaf`` on the devices of ``like``: a run may go on on others."""
     if _tree.is_traced(leaf) or _tree.is_traced(like):
         return leaf
+    bound = getattr(leaf, "committed", False)
+    if bound and in_place(leaf, like.sharding):
+        return leaf
     # What is bound to no device may go to any, but not by the same compiled program.
-    bound = isinstance(like, jax.Array) and like.committed
-    if bound and like.is_fully_addressable and not getattr(leaf, "committed", False):
+    if not like.committed:
+        return free(leaf) if bound else leaf
+    if like.is_fully_addressable or jnp.issubdtype(like.dtype, jax.dtypes.extended):
         return jax.device_put(leaf, like.sharding)
-    return leaf
+    if bound and not leaf.is_fully_addressable:
+        return jax.device_put(leaf, like.sharding)
+    whole = np.asarray(leaf)
+    return jax.make_array_from_callback(
+        whole.shape, like.sharding, lambda place: whole[place]
+    )
 
 
 def _require_alike(name, tree, like) -> None:

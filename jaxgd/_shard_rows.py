@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxgd import _tree
 from jaxgd._check import rows_of
+from jaxgd._shards import told_by_all
 from jaxgd._tree import short
 
 _AXIS = "rows"
@@ -118,12 +119,10 @@ def _processes_agree(data, n: int, devices) -> None:
     processes = {d.process_index for d in devices}
     if len(processes) == 1 or len(processes) < jax.process_count():
         return
-    from jax.experimental import multihost_utils
-
     kinds = [(str(x.dtype), x.shape[1:]) for x in jax.tree.leaves(data)]
     told = f"{jax.tree.structure(data)} {kinds}".encode()
     print_ = np.frombuffer(told.ljust(512)[:512], np.uint8).astype(np.int32)
-    seen = multihost_utils.process_allgather(np.concatenate([[np.int32(n)], print_]))
+    seen = told_by_all(np.concatenate([[np.int32(n)], print_]))
     counts = seen[:, 0].tolist()
     if len(set(counts)) > 1:
         each = ", ".join(f"{c} on process {i}" for i, c in enumerate(counts))

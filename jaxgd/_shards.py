@@ -10,9 +10,11 @@ function does with its rows.
 """
 
 import math
+import zlib
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -80,6 +82,38 @@ def _told(split) -> str:
     mesh, axes, _ = split
     sizes = ", ".join(f"{axis!r}: {mesh.shape[axis]}" for axis in axes)
     return f"split over {{{sizes}}} of a mesh of {mesh.size} devices"
+
+
+def in_place(leaf, sharding) -> bool:
+    """Whether an array lies as ``sharding`` says, on the same mesh."""
+    own = leaf.sharding
+    same = getattr(own, "mesh", None) == getattr(sharding, "mesh", None)
+    return same and own.is_equivalent_to(sharding, leaf.ndim)
+
+
+def unbound(key, places: "Places | None", others) -> Any:
+    """``key``, free to go where a call runs if it was bound to other devices.
+
+    ``others``: the arrays of the call.
+    """
+    if _tree.is_traced(key) or not key.committed:
+        return key
+    if places is not None:
+        here = in_place(key, NamedSharding(places.mesh, P()))
+    else:
+        bound = (x for x in jax.tree.leaves(others) if getattr(x, "committed", False))
+        here = any(x.sharding.device_set == key.sharding.device_set for x in bound)
+    if here:
+        return key
+    return free(key)
+
+
+def free(leaf):
+    """An array that is bound to no device."""
+    if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return np.asarray(leaf)
+    words, kind = jax.random.key_data(leaf), jax.random.key_impl(leaf)
+    return jax.random.wrap_key_data(np.asarray(words), impl=kind)
 
 
 def require_same_devices(layout: Layout | None, named: dict) -> None:
@@ -152,13 +186,20 @@ def pinned(places: Places | None, tree, params):
 
     What has the structure of ``params``, as the memory of optax rules has, goes where
     they are, leaf by leaf; a leading axis more (the memory of L-BFGS) is not split.
+    Called within a program and, since one that sees no typed array cannot know of a
+    mesh with explicit axes, on what it has returned.
     """
     if places is None:
         return tree
     mesh, structure = _here(places.mesh), jax.tree.structure(params)
+    typed = AxisType.Explicit in mesh.axis_types
+    traced = any(map(_tree.is_traced, jax.tree.leaves(tree)))
+    if typed == traced:  # by its types it is, or by the program that returned it
+        return tree
+    move = lax.with_sharding_constraint if traced else jax.device_put
 
     def put(leaf, spec):
-        return lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
+        return move(leaf, NamedSharding(mesh, spec))
 
     def like(leaf, shape, spec):
         if np.shape(leaf) == shape:
@@ -231,11 +272,54 @@ def mean(layout: Layout, of_rows, params, given, batch):
 
 def on_all_processes(layout: Layout, verdict: bool) -> bool:
     """Whether all processes that hold rows say yes: they must run one program."""
-    if len({device.process_index for device in layout.mesh.devices.flat}) == 1:
-        return verdict
+    return bool(told_by_all(np.int32(verdict)).all()) if spans(layout) else verdict
+
+
+def spans(layout: Layout | None) -> bool:
+    """Whether the rows lie on devices of all of several processes."""
+    if layout is None or not isinstance(layout.mesh, Mesh) or jax.process_count() == 1:
+        return False
+    processes = {device.process_index for device in layout.mesh.devices.flat}
+    return len(processes) == jax.process_count()
+
+
+def told_by_all(numbers) -> np.ndarray:
+    """``numbers`` of every process, stacked by process; all of them must call."""
     from jax.experimental import multihost_utils
 
-    return bool(multihost_utils.process_allgather(np.int32(verdict)).all())
+    return np.asarray(multihost_utils.process_allgather(numbers))
+
+
+def require_same_on_processes(layout: Layout | None, named: dict) -> None:
+    """A ValueError, on all processes, names an argument that is not the same on all.
+
+    Each would go its own way with it, and call the result that of all.
+    """
+    if not spans(layout):
+        return
+    seen = told_by_all(np.asarray([_print_of(tree) for tree in named.values()]))
+    for name, prints in zip(named, seen.T, strict=True):
+        other = int(np.argmax(prints != prints[0]))
+        if other:
+            raise ValueError(
+                f"{name} must be the same on every process, got one on process {other} "
+                "that differs from that on process 0: make it there as here, for "
+                "example of the same seed or file."
+            )
+
+
+def _print_of(tree) -> np.int32:
+    """A number that tells trees of arrays apart; of other processes nothing is read."""
+    leaves, treedef = jax.tree.flatten(tree)
+    told = zlib.crc32(str(treedef).encode())
+    for leaf in leaves:
+        if jnp.issubdtype(getattr(leaf, "dtype", np.dtype(int)), jax.dtypes.extended):
+            leaf = jax.random.key_data(leaf)
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+            kept = np.ascontiguousarray(leaf)
+            told = zlib.crc32(f"{kept.dtype}{kept.shape}".encode(), told)
+            told = zlib.crc32(kept.reshape(-1).view(np.uint8), told)
+    return np.uint32(told).astype(np.int32)
 
 
 def split_on(layout: Layout | None, x, axis: int):
