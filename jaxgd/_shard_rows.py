@@ -119,8 +119,11 @@ def _processes_agree(data, n: int, devices) -> None:
     processes = {d.process_index for d in devices}
     if len(processes) == 1 or len(processes) < jax.process_count():
         return
-    kinds = [(str(x.dtype), x.shape[1:]) for x in jax.tree.leaves(data)]
-    told = f"{jax.tree.structure(data)} {kinds}".encode()
+    told = ", ".join(
+        f"data{jax.tree_util.keystr(path)} {x.dtype}{['rows', *x.shape[1:]]}"
+        for path, x in jax.tree_util.tree_leaves_with_path(data)
+    )
+    told = told.replace("'", "").encode()
     print_ = np.frombuffer(told.ljust(512)[:512], np.uint8).astype(np.int32)
     seen = told_by_all(np.concatenate([[np.int32(n)], print_]))
     counts = seen[:, 0].tolist()
