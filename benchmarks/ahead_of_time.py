@@ -257,8 +257,8 @@ def shapes(data, leading: tuple, sharding) -> Any:
     return jax.tree.map(like, data)
 
 
-def compiled_call(case: Case, n: int, mesh: Mesh) -> Any:
-    """The program of a call, in no jit, on ``n`` rows split over ``mesh``.
+def lowered_call(case: Case, n: int, mesh: Mesh) -> Any:
+    """A call in no jit on ``n`` rows split over ``mesh``, before it is compiled.
 
     A call tries its objective on some of the rows, which needs numbers: few of them,
     on devices that are here. Then rows and devices are replaced by those to compile
@@ -293,7 +293,7 @@ def compiled_call(case: Case, n: int, mesh: Mesh) -> Any:
         ),
         start.eval_shape(there, numbers),
     )
-    return go.lower(there, numbers, state, limit).compile()
+    return go.lower(there, numbers, state, limit)
 
 
 # Reading optimized HLO.
@@ -640,7 +640,7 @@ def split(case: Case, devices: np.ndarray) -> dict[str, Callable]:
         return compiled(program(case, n), case, (n,), rows, rest)
 
     programs = {
-        "jaxgd": lambda n: compiled_call(case, n, auto),
+        "jaxgd": lambda n: lowered_call(case, n, auto).compile(),
         "in jit": partial(in_jit, partial(minimization, strata=strata), auto),
     }
     if case.name == _IN_EXPLICIT:
