@@ -319,7 +319,7 @@ _CALLED_SEVERAL = re.compile(
     r"\b(?:branch_computations|called_computations|calls)=\{([^}]*)\}"
 )
 
-_SCALAR = re.compile(r"\w+\[1?\](\{[^}]*\})?")
+_SCALAR = re.compile(r"\w+\[(1(,1)*)?\](\{[^}]*\})?")
 # Nothing is launched for these.
 _FREE = {
     "parameter",
@@ -660,9 +660,9 @@ def on_given(case: Case, rows, rest, n: int) -> Any:
 def rows_of(case: Case, target: str, count: int, programs: dict) -> Iterator[dict]:
     n = count * _ROWS
     for name, made in programs.items():
-        start = time.perf_counter()
+        began = time.perf_counter()
         small = made(n)
-        seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - began
         found = read(small.as_text())
         yield {
             "name": case.name,
