@@ -1,21 +1,30 @@
-"""Claim: on a GPU and a TPU a step is the hand-written one, and asks no host.
+"""Claim: on GPUs and TPUs a step is the hand-written one, and asks no host.
 
 Compiles programs for hardware that need not be there, one NVIDIA H100 and one TPU v5e,
-and reads the optimized HLO: ``jaxgd.minimize``, history and checks included, against a
-bare hand-written ``lax.scan`` of the same steps on the same rows, and against the steps
-alone, a scan over batches that are given.
+then 4 H100 and a v5e 2x2 with the rows split over the four, and reads the optimized
+HLO: ``jaxgd.minimize``, history and checks included, against a bare hand-written
+``lax.scan`` of the same steps on the same rows, and against the steps alone, a scan
+over batches that are given.
 
 - Kernels a step. Aim on the GPU: no more than the bare scan, which computes its rows in
   every step, and at most 5 more than the steps alone (norms, a write for each column of
   history); batch descent, judged at every iterate, at most 8 more. On the TPU, where
   the norm lays out each leaf anew: at most 3 more than the bare scan, 14 more than the
   steps alone.
-- Transfers to the host, callbacks, collectives (aim: none), and questions to the host
-  within a chunk (aim: none; XLA:GPU asks at each ``conditional``, and at each turn of a
-  loop whose trip count it does not know).
-- Temporaries in bytes, on n and 8 n rows (aim: they do not grow where the bare scan's
-  do not; known exception: for batch descent a TPU holds a copy of the data, as for any
-  loop within a loop whose rows it would rather have in another layout).
+- Transfers to the host, callbacks (aim: none), and questions to the host within a chunk
+  (aim: none; XLA:GPU asks at each ``conditional``, and at each turn of a loop whose
+  trip count it does not know).
+- All-reduces a step (aim: none on one device; on four exactly one, of gradient and
+  value together) and outside of the steps (aim: at most one, in the full pass).
+  Sorts, and collectives that are no all-reduce (aim: none).
+- Temporaries in bytes of a device, on n and 8 n rows (aim: they do not grow where the
+  bare scan's do not; known exception: for batch descent a TPU holds a copy of the data,
+  as for any loop within a loop whose rows it would rather have in another layout).
+
+On four devices there are two ways. A call (``jaxgd``) sees where its rows are: each
+device takes the mean over its own by ``shard_map``. In a user's jit XLA's partitioner
+splits the work, told by ``strata=4`` that each device has rows of its own (``in jit``),
+or by a mesh with explicit axes (``explicit``).
 
     python -m benchmarks.ahead_of_time [--target tpu|h100|all] [--json FILE]
 
@@ -31,16 +40,18 @@ if __name__ == "__main__":
     # Read when jax is imported; plugins whose hardware is not there refuse to load
     # where they might have to run something.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
 
 import argparse
 import importlib.util
 import json
+import math
 import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,14 +62,25 @@ import numpy as np
 import optax
 from jax import lax
 from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
 
 import jaxgd
 from jaxgd import problems
+from jaxgd._check import check_all
+from jaxgd._minimize import DEFAULTS
+from jaxgd._program import go, start
+from jaxgd._spec import weighed
 
 PACKAGES = {
     "h100": ("jax_cuda12_plugin", "jax_plugins.xla_cuda12"),
     "tpu": ("libtpu",),
+}
+NAMES = {
+    ("h100", 1): "one H100",
+    ("h100", 4): "4 H100",
+    ("tpu", 1): "one v5e",
+    ("tpu", 4): "v5e 2x2",
 }
 
 # What the compiler wants to know of the GPU: NVIDIA's public figures for the H100 SXM
@@ -89,8 +111,10 @@ WITHOUT_A_TPU = {
 
 # So many that no copy of the data fits into the fast memory of the TPU (128 MB), which
 # temporaries do not count. Only shapes are made.
-_ROWS = 400_000
+_ROWS = 400_000  # of each device
 _STEPS = 1000  # of the scans written by hand
+_GIVEN = "steps alone"
+_IN_EXPLICIT = "logistic 20, batch 32, SGD"  # programs differ little from "in jit"
 MARK = "rows_of_a_step"  # scope of the objective in a step, and in no full pass
 
 
@@ -106,22 +130,25 @@ def missing(target: str) -> list[str]:
     return [name for name in PACKAGES[target] if not found(name)]
 
 
-def device(target: str) -> Any:
-    """One device of the target, to compile for; jax itself runs on the CPU."""
+def devices(target: str, count: int) -> list:
+    """Devices of the target, to compile for; jax itself runs on the CPU."""
     if target == "tpu":
         for name, value in WITHOUT_A_TPU.items():
             os.environ.setdefault(name, value)
+        side = math.isqrt(count)
         found = topologies.get_topology_desc(
-            platform="tpu", topology_name="v5e:1x1", chips_per_host_bounds=[1, 1, 1]
+            platform="tpu",
+            topology_name=f"v5e:{side}x{side}",
+            chips_per_host_bounds=[side, side, 1],
         )
     else:
         found = topologies.get_topology_desc(
             platform="cuda",
             topology_name="h100",
             target_config=_H100,
-            topology="1x1x1",
+            topology=f"1x1x{count}",
         )
-    return found.devices[0]
+    return list(found.devices)
 
 
 # The programs.
@@ -144,9 +171,12 @@ def cases() -> Iterator[Case]:
     yield Case("least squares 100, full batch", squares, None, None)
 
 
-def marked(case: Case, n: int) -> Callable:
-    """The objective, with its operations named where it sees the rows of a step."""
-    rows = case.batch_size or n
+def marked(case: Case, n: int, shards: int = 1) -> Callable:
+    """The objective, with its operations named where it sees the rows of a step.
+
+    ``shards``: of the rows, of which it sees one.
+    """
+    rows = (case.batch_size or n) // shards
 
     def objective(params, batch):
         scope = MARK if len(batch[0]) == rows else "rows_of_a_pass"
@@ -156,7 +186,7 @@ def marked(case: Case, n: int) -> Callable:
     return objective
 
 
-def minimization(case: Case, n: int) -> Callable:
+def minimization(case: Case, n: int, strata: int | None = None) -> Callable:
     fun = marked(case, n)
 
     def run(params, data, key, rate, steps):
@@ -169,6 +199,7 @@ def minimization(case: Case, n: int) -> Callable:
             learning_rate=rate,
             max_steps=steps,
             key=key,
+            strata=strata,
         )
 
     return run
@@ -199,20 +230,70 @@ def bare_scan(case: Case, n: int, given: bool = False) -> Callable:
     return run
 
 
-def compiled(run: Callable, case: Case, leading: tuple, device) -> Any:
-    """``run`` for the device; ``leading``: axes of data in place of its rows."""
-    sharding = SingleDeviceSharding(device)
+def compiled(run: Callable, case: Case, leading: tuple, rows, rest) -> Any:
+    """``run`` compiled; ``leading``: axes of data in place of its rows.
 
-    def like(x, leading=None):
-        shape = np.shape(x) if leading is None else (*leading, *np.shape(x)[1:])
-        return jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding)
+    ``rows``, ``rest``: shardings of the data and of all else.
+    """
+
+    def like(x):
+        return jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=rest)
 
     arguments = (
         jax.tree.map(like, case.problem.init),
-        jax.tree.map(lambda x: like(x, leading), case.problem.data),
+        shapes(case.problem.data, leading, rows),
         *map(like, (jax.random.key(0), np.float32(0.1), np.int32(_STEPS))),
     )
     return jax.jit(run).lower(*arguments).compile()
+
+
+def shapes(data, leading: tuple, sharding) -> Any:
+    """``data`` without numbers, its axis of rows replaced."""
+
+    def like(x):
+        shape = (*leading, *np.shape(x)[1:])
+        return jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(like, data)
+
+
+def lowered_call(case: Case, n: int, mesh: Mesh) -> Any:
+    """A call in no jit on ``n`` rows split over ``mesh``, before it is compiled.
+
+    A call tries its objective on some of the rows, which needs numbers: few of them,
+    on devices that are here. Then rows and devices are replaced by those to compile
+    for, as the call would have found them.
+    """
+    near = jax.devices()[: mesh.size]
+    arguments = DEFAULTS | {
+        "batch_size": case.batch_size,
+        "optimizer": case.factory,
+        "learning_rate": 0.1,
+        "max_steps": _STEPS,
+    }
+    spec, numbers, limit = check_all(
+        marked(case, n, mesh.size),
+        case.problem.init,
+        jaxgd.shard_rows(case.problem.data, near),
+        **arguments,
+    )
+    numbers = numbers._replace(
+        data=shapes(case.problem.data, (n,), NamedSharding(mesh, P(*mesh.axis_names)))
+    )
+    there = spec._replace(
+        n=n,
+        layout=spec.layout._replace(mesh=mesh),
+        places=spec.places._replace(mesh=mesh),
+    )
+    # Shapes cannot be tried, so that what was found of the numbers is to be kept.
+    there = weighed(there, numbers)._replace(mean_of_shards=spec.mean_of_shards)
+    state = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=NamedSharding(mesh, P())
+        ),
+        start.eval_shape(there, numbers),
+    )
+    return go.lower(there, numbers, state, limit)
 
 
 # Reading optimized HLO.
@@ -238,7 +319,7 @@ _CALLED_SEVERAL = re.compile(
     r"\b(?:branch_computations|called_computations|calls)=\{([^}]*)\}"
 )
 
-_SCALAR = re.compile(r"\w+\[1?\](\{[^}]*\})?")
+_SCALAR = re.compile(r"\w+\[(1(,1)*)?\](\{[^}]*\})?")
 # Nothing is launched for these.
 _FREE = {
     "parameter",
@@ -261,8 +342,10 @@ _COLLECTIVES = (
     "collective-permute",
     "collective-broadcast",
 )
+_ALL_REDUCE = ("all-reduce",)
 _TO_HOST = ("infeed", "outfeed", "send", "recv")
 _HOST_CALL = re.compile(r'custom_call_target="[^"]*(?:callback|host)', re.IGNORECASE)
+_SORT_CALL = re.compile(r'custom_call_target="[^"]*(?:sort|topk)', re.IGNORECASE)
 _HOST_MEMORY = re.compile(r"\{[^{}]*S\(5\)[^{}]*\}")
 
 
@@ -303,6 +386,36 @@ def count_collectives(module: Module) -> int:
     return sum(_starts(one.opcode, _COLLECTIVES) for one in _all(module))
 
 
+def count_reduces(module: Module, name: str, without: tuple = ()) -> int:
+    """All-reduces in one run of a computation, in all that it calls.
+
+    A loop counts as often as it turns, once where nobody knows; a branch counts as the
+    one with most.
+    """
+    found = 0
+    for one in module[name]:
+        if one.name in without or one.opcode.endswith(("-done", "-update")):
+            continue
+        counts = [count_reduces(module, called, without) for called in one.calls]
+        if one.opcode == "while":
+            found += sum(counts) * (turns(module, one) or 1)
+        elif one.opcode == "conditional":
+            found += max(counts)
+        else:
+            found += sum(counts) + _starts(one.opcode, _ALL_REDUCE)
+    return found
+
+
+def count_sorts_and_moves(module: Module) -> int:
+    """Sorts, and collectives that bring rows or leaves to other devices."""
+    return sum(
+        _starts(one.opcode, (*_COLLECTIVES, "sort", "topk"))
+        or bool(one.opcode.startswith("custom-call") and _SORT_CALL.search(one.rest))
+        for one in _all(module)
+        if not _starts(one.opcode, _ALL_REDUCE)
+    )
+
+
 def count_host_transfers(module: Module) -> int:
     """Feeds, sends, callbacks, and results that lie in the memory of the host."""
     return sum(
@@ -318,8 +431,30 @@ def _all(module: Module) -> Iterator[Instruction]:
         yield from body
 
 
+def _entry(module: Module) -> str:
+    (entry,) = module.keys() - {name for one in _all(module) for name in one.calls}
+    return entry
+
+
+def _reached(module: Module, names: Iterable[str]) -> set[str]:
+    """Computations that run where these do, they themselves included."""
+    reached, following = set(), set(names)
+    while following:
+        reached |= following
+        called = {c for name in following for one in module[name] for c in one.calls}
+        following = called - reached
+    return reached
+
+
 def _starts(opcode: str, kinds: tuple) -> bool:
     return opcode.removesuffix("-start") in kinds
+
+
+def _bodies(one: Instruction) -> tuple[str, ...]:
+    """What an instruction runs; a sum of two numbers may be shared by all reductions,
+    and says nothing of any."""
+    reduces = one.opcode != "call" and "to_apply=" in one.rest
+    return () if reduces else one.calls
 
 
 def _called(one: Instruction, attribute: str) -> str:
@@ -402,7 +537,7 @@ def loops_of_steps(module: Module) -> list[tuple[str, Instruction]]:
     def holds(name: str) -> bool:
         return any(
             MARK in one.rest
-            or (one.opcode != "while" and any(holds(c) for c in one.calls))
+            or (one.opcode != "while" and any(holds(c) for c in _bodies(one)))
             for one in module[name]
         )
 
@@ -450,6 +585,14 @@ def read(text: str) -> dict:
         "steps_in_loop": turns(module, loop),
         "announced": announced(loop) is not None,
         "questions": count_questions(module, around if in_chunks else bodies[0]),
+        "reduces_per_step": [count_reduces(module, body) for body in bodies],
+        "reduces_outside": sum(
+            _starts(one.opcode, _ALL_REDUCE)
+            for name in module.keys() - _reached(module, bodies)
+            for one in module[name]
+        ),
+        "reduces_of_pass": count_reduces(module, _entry(module), steps),
+        "sorts_and_moves": count_sorts_and_moves(module),
         "collectives": count_collectives(module),
         "host_transfers": count_host_transfers(module),
     }
@@ -460,37 +603,80 @@ def read(text: str) -> dict:
 
 def report(target: str) -> list[dict]:
     """One row for each case and program: numbers of kernels, loops and bytes."""
-    to = device(target)
-    return [row for case in cases() for row in rows_of(case, target, to)]
+    to = devices(target, 1)[0]
+    found = [
+        row for case in cases() for row in rows_of(case, target, 1, alone(case, to))
+    ]
+    four = np.asarray(devices(target, 4))
+    for case in cases():
+        found += rows_of(case, target, 4, split(case, four))
+    return found
 
 
-def rows_of(case: Case, target: str, device) -> Iterator[dict]:
-    programs = {"jaxgd": minimization, "bare scan": bare_scan}
+def alone(case: Case, device) -> dict[str, Callable]:
+    """{name: rows -> program} on one device."""
+    here = SingleDeviceSharding(device)
+
+    def made(program, n):
+        return compiled(program(case, n), case, (n,), here, here)
+
+    programs = {
+        "jaxgd": partial(made, minimization),
+        "bare scan": partial(made, bare_scan),
+    }
     if case.batch_size is not None:
-        programs["steps alone"] = partial(bare_scan, given=True)
-    for name, program in programs.items():
-        given = name == "steps alone"  # whose data is the same for all numbers of rows
+        programs[_GIVEN] = partial(on_given, case, here, here)
+    return programs
 
-        def made(n, program=program, given=given):
-            leading = (_STEPS, case.batch_size) if given else (n,)
-            return compiled(program(case, n), case, leading, device)
 
-        start = time.perf_counter()
-        small = made(_ROWS)
-        seconds = time.perf_counter() - start
+def split(case: Case, devices: np.ndarray) -> dict[str, Callable]:
+    """{name: rows -> program} on several, the rows split over them."""
+    auto = Mesh(devices, ("rows",), axis_types=(AxisType.Auto,))
+    explicit = Mesh(devices, ("rows",), axis_types=(AxisType.Explicit,))
+    strata = None if case.batch_size is None else len(devices)
+
+    def in_jit(program, mesh, n):
+        rows, rest = (NamedSharding(mesh, spec) for spec in (P("rows"), P()))
+        return compiled(program(case, n), case, (n,), rows, rest)
+
+    programs = {
+        "jaxgd": lambda n: lowered_call(case, n, auto).compile(),
+        "in jit": partial(in_jit, partial(minimization, strata=strata), auto),
+    }
+    if case.name == _IN_EXPLICIT:
+        programs["explicit"] = partial(in_jit, minimization, explicit)
+    if case.batch_size is None:
+        return programs | {"bare scan": partial(in_jit, bare_scan, auto)}
+    rows, rest = (NamedSharding(auto, spec) for spec in (P(None, "rows"), P()))
+    return programs | {_GIVEN: partial(on_given, case, rows, rest)}
+
+
+def on_given(case: Case, rows, rest, n: int) -> Any:
+    """The steps alone, whose data is the same for all numbers of rows."""
+    leading = (_STEPS, case.batch_size)
+    return compiled(bare_scan(case, n, given=True), case, leading, rows, rest)
+
+
+def rows_of(case: Case, target: str, count: int, programs: dict) -> Iterator[dict]:
+    n = count * _ROWS
+    for name, made in programs.items():
+        began = time.perf_counter()
+        small = made(n)
+        seconds = time.perf_counter() - began
         found = read(small.as_text())
         yield {
             "name": case.name,
             "target": target,
+            "devices": count,
             "program": name,
             "batch_size": case.batch_size,
-            "rows": _ROWS,
+            "rows": n,
             # A TPU runs its loops by itself: there it is enough that we know.
             "known_trip_count": found["announced"]
             or (target == "tpu" and found["steps_in_loop"] is not None),
             **found,
             "temp_bytes": temporaries(small),
-            "temp_bytes_8n": temporaries(small if given else made(8 * _ROWS)),
+            "temp_bytes_8n": temporaries(small if name == _GIVEN else made(8 * n)),
             "seconds": round(seconds, 2),
         }
 
@@ -507,8 +693,11 @@ _COLUMNS = {
     "kernels_per_chunk": "a chunk",
     "known_trip_count": "known",
     "questions": "asks",
-    "collectives": "coll.",
     "host_transfers": "host",
+    "reduces_per_step": "reduces",
+    "reduces_outside": "outside",
+    "reduces_of_pass": "a pass",
+    "sorts_and_moves": "moves",
     "temp_bytes": "temp n",
     "temp_bytes_8n": "temp 8n",
     "seconds": "s",
@@ -516,13 +705,14 @@ _COLUMNS = {
 
 
 def show(rows: list[dict]) -> None:
-    width = "{:12}" + "{:>9}" * 9 + "{:>12}" * 2 + "{:>6}"
+    width = "{:13}" + "{:>9}" * 12 + "{:>12}" * 2 + "{:>6}"
     print(width.format("program", *_COLUMNS.values()))
     name = None
     for row in rows:
         if row["name"] != name:
             name = row["name"]
             print(name)
+        row = row | {"reduces_per_step": max(row["reduces_per_step"])}
         numbers = ["-" if row[key] is None else str(row[key]) for key in _COLUMNS]
         print(width.format("  " + row["program"], *numbers))
 
@@ -530,7 +720,7 @@ def show(rows: list[dict]) -> None:
 def run(options) -> list[dict]:
     """As one of the suite, in a process of its own: plugins are chosen at import."""
     if options.quick:
-        print("  left out by --quick: compiling for two targets takes over a minute")
+        print("  left out by --quick: compiling for two targets takes minutes")
         return []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.json"
@@ -556,9 +746,12 @@ def main() -> None:
             print(f"{target}: skipped, without {', '.join(lacking)}\n")
             continue
         rows = report(target)
-        print(f"{target}, jax {jax.__version__}, {_ROWS} rows; kernels: of one step")
-        show(rows)
-        print()
+        for count in (1, 4):
+            print(
+                f"{NAMES[target, count]}, jax {jax.__version__}, {count * _ROWS} rows"
+            )
+            show([row for row in rows if row["devices"] == count])
+            print()
         found += rows
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(found, indent=1))

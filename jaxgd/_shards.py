@@ -256,7 +256,11 @@ def mean(layout: Layout, of_rows, params, given, batch):
     """
 
     def local(params, given, rows):
-        return lax.pmean(of_rows(params, given, rows), layout.axes)
+        # XLA:GPU fuses before it combines collectives. A penalty on the parameters in
+        # the value would be computed together with norms of the reduced gradient, and
+        # so be late for the all-reduce of the gradient.
+        own = lax.optimization_barrier(of_rows(params, given, rows))
+        return lax.pmean(own, layout.axes)
 
     # What varies over devices is not tracked, or a user's scan that starts from zeros
     # would be refused; and nothing differentiates through the mean, which would sum
