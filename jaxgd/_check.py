@@ -338,9 +338,9 @@ def _pieces(layout, strata, batch_size, data) -> int:
 
 def _same_devices(layout, numbers: Numbers, state, key) -> None:
     named = {
+        "data": None if isinstance(numbers.data, Stream) else numbers.data,
         "params": numbers.params,
         "args": numbers.args,
-        "data": None if isinstance(numbers.data, Stream) else numbers.data,
         "fun": numbers.fun,
         "optimizer": numbers.optimizer,
         "learning_rate": numbers.learning_rate,
