@@ -1,6 +1,6 @@
 """These files need eight devices: ``tests/test_eight_devices.py`` runs each of them.
 
-Or by hand: XLA_FLAGS=--xla_force_host_platform_device_count=8 pytest tests/eight_devices
+By hand: XLA_FLAGS=--xla_force_host_platform_device_count=8 pytest tests/eight_devices
 """
 
 import jax

@@ -88,7 +88,11 @@ def softmax(params, batch):
 def convolution(params, batch):
     images, labels = batch
     out = lax.conv_general_dilated(
-        images, params["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        images,
+        params["kernel"],
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     logits = jax.nn.relu(out).mean(axis=(1, 2)) @ params["w"]
     return -jnp.mean(

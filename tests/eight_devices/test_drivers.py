@@ -1,7 +1,6 @@
 """Contract: what drives a step drives it on many devices as on one."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest

@@ -16,6 +16,8 @@ from jaxgd import problems
 
 LINEAR = problems.least_squares(*problems.linear_data(160, 5))
 LOGISTIC = problems.logistic(*problems.blobs(160, 6, 2), penalty=0.01)
+# At zero the gradient of the intercept is rounding alone, which Adam makes a step of.
+LOGISTIC = LOGISTIC._replace(init=jax.tree.map(lambda x: x + 0.1, LOGISTIC.init))
 MLP = problems.mlp(*problems.blobs(160, 6, 3), sizes=(6, 8, 3))
 
 
@@ -24,6 +26,7 @@ class Case(NamedTuple):
     how: dict
     status: str = "MAX_STEPS"
     tolerance: float = 1e-5
+    rough: bool = False  # whether rounding may shift the end by a step
 
 
 class Own(NamedTuple):
@@ -69,7 +72,10 @@ def weighted(weight, params, batch, penalty):
     return weight * jnp.mean(off**2) + penalty["l2"] * jnp.sum(params["w"] ** 2)
 
 
-def of(fun, init=LINEAR.init, data=LINEAR.data):
+START = {"w": np.zeros(5, "f"), "b": np.float32(0)}
+
+
+def of(fun, init=START, data=LINEAR.data):
     return Own(fun, init, data)
 
 
@@ -115,28 +121,25 @@ CASES = {
         },
         "TARGET_REACHED",
     ),
-    "no rate, batch": Case(LOGISTIC, {"max_steps": 300}, "GRADIENT_SMALL", 1e-4),
-    "no rate, mini-batch": Case(MLP, {"batch_size": 24, "max_steps": 60}, *[
-        "MAX_STEPS", 1e-4
-    ]),
+    "no rate, batch": Case(LOGISTIC, {"max_steps": 300}, "GRADIENT_SMALL", 1e-3, True),
+    "no rate, batch, cut": Case(LOGISTIC, {"max_steps": 12}, tolerance=1e-4),
+    "no rate, mini-batch": Case(MLP, {**MINI, "learning_rate": None}, tolerance=1e-4),
     "L-BFGS": Case(
         LOGISTIC, {"optimizer": optax.lbfgs(), "max_steps": 100}, "GRADIENT_SMALL", 1e-4
     ),
     "blocks, batch": Case(LINEAR, {**BATCH, "microbatch_size": 24}),
     "blocks, mini-batch": Case(MLP, {**MINI, "microbatch_size": 8, "epochs": 2.5}),
     "aux, batch": Case(of(with_aux), {**BATCH, "has_aux": True}),
-    "aux, blocks": Case(
-        of(with_aux), {**MINI, "has_aux": True, "microbatch_size": 16}
-    ),
+    "aux, blocks": Case(of(with_aux), {**MINI, "has_aux": True, "microbatch_size": 16}),
     "key, batch": Case(of(noisy_rows), {**BATCH, "with_key": True}),
     "key, mini-batch": Case(
         of(dropped), {**MINI, "with_key": True, "final_evaluation": False}
     ),
     "diverges, batch": Case(
-        LINEAR, {"learning_rate": 9.0, "max_steps": 200}, "DIVERGED"
+        LINEAR, {"learning_rate": 1e6, "max_steps": 200}, "DIVERGED"
     ),
     "diverges, mini-batch": Case(
-        LINEAR, {**MINI, "learning_rate": 9.0, "max_steps": 200}, "DIVERGED"
+        LINEAR, {**MINI, "learning_rate": 1e6, "max_steps": 200}, "DIVERGED"
     ),
     "NaN at the start": Case(of(LINEAR.fun, BAD), MINI, "NON_FINITE"),
     "complex": Case(of(waves, np.zeros(3, "c8"), complex_data()), MINI),
@@ -167,8 +170,14 @@ def test_result(place, name):
         case.how.pop("max_steps", None)
     one = minimize("one device", fun, init, data, **case.how)
     many = minimize(FEW[place % len(FEW)], fun, init, data, **case.how)
-    assert one.status.item().__class__(one.status) == jaxgd.Status[case.status]
-    same_result(many, one, case.tolerance)
+    assert jaxgd.Status(int(one.status)) == jaxgd.Status[case.status]
+    if case.rough:
+        names = ("status", "params", "value")
+        close(
+            *([getattr(r, name) for name in names] for r in (many, one)), case.tolerance
+        )
+    else:
+        same_result(many, one, case.tolerance)
 
 
 def test_float64(x64):
