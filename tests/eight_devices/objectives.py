@@ -8,6 +8,7 @@ from jax import lax
 N, BATCH = 160, 32
 _rng = np.random.default_rng(4)
 X = _rng.normal(size=(N, 6)).astype("f")
+FAR = 50_000 + 1000 * X  # features that nobody has centered
 Y = (X @ _rng.normal(size=6) + 0.3 * _rng.normal(size=N)).astype("f")
 LABELS = (Y > 0.2).astype("f")
 CLASSES = np.digitize(Y, [-1.0, 1.0]).astype(np.int32)
@@ -100,6 +101,23 @@ def convolution(params, batch):
     )
 
 
+def deep(params, batch):
+    hidden = batch[0]
+    for weights in params:
+        hidden = jnp.tanh(2 * hidden @ weights)
+    return jnp.mean((hidden.sum(axis=1) - batch[1]) ** 2)
+
+
+def recurrence(params, batch):
+    x, y = batch[:2]
+
+    def step(hidden, _):
+        return jnp.tanh(hidden @ params["own"] + x @ params["in"]), None
+
+    hidden, _ = lax.scan(step, jnp.zeros((len(x), 8)), None, length=100)
+    return jnp.mean((hidden.sum(axis=1) - y) ** 2)
+
+
 def _small(*shape):
     return (0.3 * np.random.default_rng(1).normal(size=shape)).astype("f")
 
@@ -111,6 +129,9 @@ MEANS = {
     fun.__name__: (fun, START, DATA)
     for fun in (linear, logistic, as_sum, one_by_one, scanned, solved, robust, pinball)
 }
+MEANS["far from zero"] = linear, START, (FAR, *DATA[1:])
+MEANS["deep"] = deep, [_small(6, 6)] * 20, DATA
+MEANS["recurrence"] = recurrence, {"in": _small(6, 8), "own": _small(8, 8)}, DATA
 MEANS["softmax"] = softmax, LAYERS, DATA
 MEANS["convolution"] = convolution, KERNELS, (IMAGES, CLASSES)
 
@@ -202,11 +223,32 @@ def per_row_penalty(params, batch):
     return linear(params, batch) + jnp.sum(params["w"] ** 2) / (2 * rows)
 
 
+def slightly_spread_out(params, batch):
+    return linear(params, batch) + 1e-3 * jnp.var(predict(params, batch[0]))
+
+
+def small_per_row_penalty(params, batch):
+    rows = len(batch[0])
+    return linear(params, batch) + 0.02 * jnp.sum(params["w"] ** 2) / (2 * rows)
+
+
+def mixture(params, batch):
+    """Experts, and a small penalty that balances their load."""
+    x, y = batch[:2]
+    scores = x @ params["gate"]
+    share = jax.nn.softmax(scores)
+    first = jax.nn.one_hot(jnp.argmax(scores, axis=1), 4)
+    value = jnp.mean((jnp.sum(share * (x @ params["experts"]), axis=1) - y) ** 2)
+    return value + 0.004 * jnp.sum(first.mean(axis=0) * share.mean(axis=0))
+
+
+EXPERTS = {"gate": _small(6, 4), "experts": _small(6, 4)}
+
 COUPLED = {
     fun.__name__: fun
     for fun in (
         *(root, normalized, median, hard_coded, total, contrastive, worst, log_mean),
         *(weighted, correlation, overlap, spread_out, ranked, differences, halves),
-        per_row_penalty,
+        *(per_row_penalty, small_per_row_penalty, slightly_spread_out, mixture),
     )
 }

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from layouts import LAYOUTS, close, minimize
-from objectives import BATCH, COUPLED, DATA, MEANS, START
+from objectives import BATCH, COUPLED, DATA, EXPERTS, MEANS, START
 
 from jaxgd._check import check_all
 from jaxgd._minimize import DEFAULTS
@@ -26,7 +26,8 @@ def test_means_are_taken_apart(name, batch_size):
 @pytest.mark.parametrize("batch_size", [None, BATCH])
 @pytest.mark.parametrize("name", COUPLED)
 def test_coupled_rows_are_not(name, batch_size):
-    assert not taken_apart(COUPLED[name], START, DATA, batch_size=batch_size)
+    params = EXPERTS if name == "mixture" else START
+    assert not taken_apart(COUPLED[name], params, DATA, batch_size=batch_size)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-3, 30.0])
