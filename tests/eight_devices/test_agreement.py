@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from jax import lax
-from layouts import FEW, LAYOUTS, minimize
+from layouts import FEW, LAYOUTS, close, minimize
 
 import jaxgd
 from jaxgd import problems
@@ -123,3 +123,25 @@ def test_every_step_takes_the_rows_of_its_strata(layout):
         np.testing.assert_array_equal(
             left // 4**t % 4, np.bincount(rows, minlength=n), str(t)
         )
+
+
+@pytest.mark.parametrize("count", [8, 4])
+def test_strata_are_the_pieces_by_default(count):
+    own = problem("linear")
+    how = {"learning_rate": 0.1, "batch_size": B, "max_steps": 30, "key": 5}
+    data = LAYOUTS[f"{count} devices"](own.data)
+    result = jaxgd.minimize(own.fun, own.init, data, **how)
+    one = jaxgd.minimize(own.fun, own.init, own.data, strata=count, **how)
+    close(result.params, one.params)
+    assert not np.allclose(result.params["weights"], own.init["weights"])
+
+
+@pytest.mark.parametrize("layout", FEW)
+def test_results_are_on_all_devices(layout):
+    own = problem("linear")
+    how = {"learning_rate": 0.1, "batch_size": B, "max_steps": 30}
+    result = minimize(layout, own.fun, own.init, own.data, **how)
+    for leaf in jax.tree.leaves((result.params, result.state, result.value)):
+        if isinstance(leaf, jax.Array):
+            assert leaf.sharding.is_fully_replicated
+            assert leaf.sharding.device_set == set(jax.devices())

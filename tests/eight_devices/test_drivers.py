@@ -7,7 +7,9 @@ import numpy as np
 import optax
 import pytest
 from jax import lax
-from layouts import FEW, LAYOUTS, close, minimize, same_result
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from layouts import AUTO, EXPLICIT, FEW, LAYOUTS, close, mesh_of, minimize, same_result
 from objectives import DATA, START, linear, logistic
 
 import jaxgd
@@ -144,13 +146,10 @@ def test_step_by_hand(layout, block):
     close(many.params, one.params)
 
 
-def test_scan_by_hand():
-    from jax.sharding import NamedSharding
-    from jax.sharding import PartitionSpec as P
-    from layouts import AUTO, mesh_of
-
+@pytest.mark.parametrize("kind", [AUTO, EXPLICIT])
+def test_scan_by_hand(kind):
     batches = jax.tree.map(lambda x: x.reshape(5, 32, *x.shape[1:]), DATA)
-    place = NamedSharding(mesh_of((8,), AUTO), P(None, "a"))
+    place = NamedSharding(mesh_of((8,), kind), P(None, "a"))
     optimizer = optax.sgd(0.05)
     step = jaxgd.make_step(logistic, optimizer)
 
