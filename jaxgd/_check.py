@@ -352,9 +352,9 @@ def _pieces(layout, strata, batch_size, data) -> int:
 def _named(numbers: Numbers, state, key) -> dict:
     """What of a call may lie on a device, by the name of its argument."""
     return {
+        "data": None if isinstance(numbers.data, Stream) else numbers.data,
         "params": numbers.params,
         "args": numbers.args,
-        "data": None if isinstance(numbers.data, Stream) else numbers.data,
         "fun": numbers.fun,
         "optimizer": numbers.optimizer,
         "learning_rate": numbers.learning_rate,

@@ -10,11 +10,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxgd import _tree
-from jaxgd._check import rows_of
+from jaxgd._check import refuse_stream, rows_of
 from jaxgd._shards import told_by_all
 from jaxgd._tree import short
 
 _AXIS = "rows"
+_SOME = "for example jax.devices()[:4]"
 
 
 def shard_rows(data, devices=None):
@@ -50,13 +51,16 @@ def shard_rows(data, devices=None):
       >>> rows.shape, rows.sharding.spec
       ((6, 1), PartitionSpec('rows',))
     """
+    refuse_stream("shard_rows", data)
+    data, n = rows_of(data)
+    if n is None:
+        raise TypeError("data must be a pytree of arrays, got None: pass rows.")
     if any(map(_tree.is_traced, jax.tree.leaves(data))):
         raise TypeError(
             "data must be arrays, got traced values: call shard_rows outside jit, vmap "
             "and grad."
         )
     devices = _devices(devices)
-    data, n = rows_of(data)
     own = [d for d in devices if d.process_index == jax.process_index()]
     _processes_agree(data, n, devices)
     if not own:
@@ -91,12 +95,19 @@ def shard_rows(data, devices=None):
 def _devices(devices) -> list:
     if devices is None:
         devices = sorted(jax.devices(), key=lambda d: d.process_index)
-    devices = list(devices) if isinstance(devices, list | tuple) else [devices]
+    if isinstance(devices, np.ndarray):  # as those of a mesh
+        devices = devices.ravel().tolist()
+    if not isinstance(devices, list | tuple):
+        fix = "list(mesh.devices.flat)" if isinstance(devices, Mesh) else _SOME
+        raise TypeError(
+            f"devices must be a list of jax devices, got {devices!r}: pass {fix}."
+        )
+    devices = list(devices)
     for device in devices:
         if not isinstance(device, jax.Device):
             raise TypeError(
                 f"devices must be a list of jax devices, got {device!r} among them: "
-                "pass for example jax.devices()[:4]."
+                f"pass {_SOME}."
             )
     if not devices or len(set(devices)) < len(devices):
         raise ValueError(

@@ -47,9 +47,12 @@ def layout_of(data) -> Layout | None:
     (first, split), *others = sorted(found, key=lambda pair: pair[1] is None)
     for name, other in others:
         if other is None or (other[:2] != split[:2]):
+            its = _told(other)
+            if its == _told(split):
+                its += ", of another order or kind of axes"
             raise ValueError(
-                "data must have its rows split over the same devices in every array, "
-                f"{first} has them {_told(split)}, {name} {_told(other)}: pass "
+                "data must have its rows split over one mesh, by the same axes, in "
+                f"every array: {first} has them {_told(split)}, {name} {its}; pass "
                 "jaxgd.shard_rows(data), or device_put all of it with one sharding."
             )
     return Layout(split[0], split[1], all(split[2] for _, split in found))
@@ -134,10 +137,14 @@ def require_same_devices(layout: Layout | None, named: dict) -> None:
             if known is None:
                 known, where = own, told
             elif own != known:
+                place = "there"
+                if len(known) > 1:
+                    place = "with NamedSharding(mesh, PartitionSpec()), the mesh of "
+                    place += where
                 raise ValueError(
                     f"{told} must be on the devices of {where}, {_listed(known)}, got "
-                    f"{_listed(own)}: pass it as a NumPy array, or device_put it with "
-                    "NamedSharding(mesh, PartitionSpec()) for the mesh of the data."
+                    f"{_listed(own)}: pass it as a NumPy array, or device_put it "
+                    f"{place}."
                 )
 
 

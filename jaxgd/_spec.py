@@ -216,9 +216,11 @@ def _is_mean_over_rows(spec: Spec, numbers: Numbers) -> bool:
 
     A user may pass what is no mean to batch descent: a sum, a median, an objective that
     couples rows. It is split only if, for two sets of rows, value and gradient of both
-    together are the means of those of each, to a small part of what they differ by. One
-    set is a single row again and again, for sets of one kind show little of a function
-    that is nearly linear in their mean, such as its root.
+    together are the means of those of each, up to rounding: for deep networks, a
+    recurrence of 100 steps and features far from zero that is up to 3 eps, while a
+    penalty of 0.001 on a variance over rows is 70. One set is a single row again and
+    again, for sets of one kind show little of a function that is nearly linear in their
+    mean, such as its root.
     """
     rng = np.random.default_rng(0)
     rows = jax.tree.map(_some_rows, numbers.data)
@@ -244,7 +246,7 @@ def _is_mean_over_rows(spec: Spec, numbers: Numbers) -> bool:
         for a, b, c in zip(first, second, both, strict=True):
             apart, size = np.linalg.norm(a - b), np.linalg.norm(a) + np.linalg.norm(b)
             off = np.linalg.norm(c - (a + b) / 2)
-            if not off <= 1e-3 * apart + 1e-5 * size:
+            if not off <= 16 * np.finfo(c.dtype).eps * size:
                 return False
         if not apart > 1e-3 * size:  # of the gradients: no row is to be seen in them
             return False

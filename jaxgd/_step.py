@@ -21,6 +21,7 @@ from jaxgd._rules import (
     require_rule,
     trial_points,
 )
+from jaxgd._shards import untyped
 
 
 @jax.tree_util.register_dataclass
@@ -136,6 +137,13 @@ def make_step(fun, optimizer, *, args=(), has_aux=False, microbatch_size=None):
     def step(state: State, batch) -> tuple[State, Info]:
         # Numbers in args get the precision of the parameters, as in minimize.
         own = _check.extra(args, _tree.real_dtype(state.params))
+
+        def out(kept, everywhere):
+            return kept(state), everywhere
+
+        return untyped(once, state, batch, own, out=out)
+
+    def once(state: State, batch, own) -> tuple[State, Info]:
         objective = make_objective(
             lambda args: (fun, args), (own,), has_aux=has_aux, block=microbatch_size
         )
