@@ -102,8 +102,8 @@ def make_objective(
         return (value, aux), grad
 
     def value(params, batch, key):
-        def of_rows(*parts, key):
-            return call(*parts, key)[0], None
+        def of_rows(params, given, rows, key):
+            return call(params, given, rows, key)[0], None
 
         return split_batch(of_rows, params, batch, key)[0]
 

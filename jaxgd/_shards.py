@@ -38,7 +38,7 @@ class Layout(NamedTuple):
 
 def layout_of(data) -> Layout | None:
     """How rows are split over devices, None where they are not; or a ValueError."""
-    found = [
+    found: list[tuple[str, Any]] = [
         ("data" + jax.tree_util.keystr(path), _split(leaf))
         for path, leaf in jax.tree_util.tree_leaves_with_path(data)
     ]
@@ -225,7 +225,7 @@ def pinned(places: Places | None, tree, params):
     return jax.tree.map(place, tree, is_leaf=is_like)
 
 
-def untyped(fun, *args, out=None):
+def untyped(fun, *args, out=None) -> Any:
     """``fun(*args)``, all axes of meshes automatic within.
 
     ``out(kept, everywhere)``: where that goes which it returns, a prefix of it, with
