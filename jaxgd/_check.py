@@ -28,7 +28,6 @@ from jaxgd._shards import (
     places_of,
     require_same_devices,
     require_same_on_processes,
-    unbound,
 )
 from jaxgd._spec import Numbers, Spec, dtype_of, is_real, parts_of, weighed
 from jaxgd._spectral import barzilai_borwein
@@ -77,7 +76,7 @@ def check_all(
     if isinstance(data, Stream):
         _stream_fits(data, batch_size, strata, stop)
     if state is not None:
-        key = _key_of(state, key)
+        _state_fits(state, key)
     _call_fits(fun, n is not None, len(args), with_key)
     if learning_rate is None and optimizer is None and not hyperparams:
         optimizer = _default_rule(batch_size)
@@ -124,10 +123,11 @@ def check_all(
         # Under vmap a loop with a traced trip count selects its whole carry at every
         # step, a static scan does not.
         lanes=any(
-            type(x).__name__ == "BatchTracer" for x in jax.tree.leaves((numbers, key))
+            type(x).__name__ == "BatchTracer"
+            for x in jax.tree.leaves((numbers, key, state))
         ),
     )
-    named = _named(numbers, state, key)
+    named = _named(numbers, key)
     require_same_devices(layout, named)
     limits = {"batch_size": batch_size, "strata": strata, "max_steps or epochs": limit}
     named = {name: x for name, x in named.items() if name != "data"}
@@ -139,10 +139,8 @@ def check_all(
     else:
         spec = weighed(spec, numbers)
     # Last, since making a key out of a seed compiles where it is the first one.
-    key = as_key(0 if key is None else key)
-    if state is not None:
-        key = unbound(key, spec.places, numbers)
-    return spec, numbers._replace(key=key), limit
+    # A state has a key of its own.
+    return spec, numbers._replace(key=as_key(0 if key is None else key)), limit
 
 
 def _wrong_kind(name, what, leaf, fix) -> TypeError:
@@ -349,7 +347,7 @@ def _pieces(layout, strata, batch_size, data) -> int:
     return strata if batch_size is not None else 1 if layout is None else layout.shards
 
 
-def _named(numbers: Numbers, state, key) -> dict:
+def _named(numbers: Numbers, key) -> dict:
     """What of a call may lie on a device, by the name of its argument."""
     return {
         "data": None if isinstance(numbers.data, Stream) else numbers.data,
@@ -360,7 +358,7 @@ def _named(numbers: Numbers, state, key) -> dict:
         "learning_rate": numbers.learning_rate,
         "hyperparams": numbers.hyperparams,
         "stop": numbers.stop,
-        "key": key if state is None else None,  # a state goes where the run is
+        "key": key,
     }
 
 
@@ -389,7 +387,7 @@ def _signature_fits(fun, has_data, extras, with_key) -> None:
         ) from None
 
 
-def _key_of(state, key):
+def _state_fits(state, key) -> None:
     if not isinstance(getattr(state, "run", None), Run):
         manual = hasattr(state, "opt_state")
         came = (
@@ -409,7 +407,6 @@ def _key_of(state, key):
             f"state must be that of one run, got runs of shape {np.shape(state.step)}: "
             "pass result[i].state, or vmap over it."
         )
-    return state.run.key
 
 
 def _default_rule(batch_size):

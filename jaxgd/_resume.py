@@ -115,7 +115,8 @@ def _resumed(fresh: State, state) -> State:
         return dict(zip(names, _formed(parts, likes) if same else likes, strict=True))
 
     run = replace(
-        new,  # its key is that of the old one
+        new,
+        key=_placed(old.key, new.key),
         **taken("history", "checks", "evaluations", "checked"),
         **taken("watch", "rule", "status", "seen"),
         **taken("arrived"),

@@ -94,23 +94,6 @@ def in_place(leaf, sharding) -> bool:
     return same and own.is_equivalent_to(sharding, leaf.ndim)
 
 
-def unbound(key, places: "Places | None", others) -> Any:
-    """``key``, free to go where a call runs if it was bound to other devices.
-
-    ``others``: the arrays of the call.
-    """
-    if _tree.is_traced(key) or not key.committed:
-        return key
-    if places is not None:
-        here = in_place(key, NamedSharding(places.mesh, P()))
-    else:
-        bound = (x for x in jax.tree.leaves(others) if getattr(x, "committed", False))
-        here = any(x.sharding.device_set == key.sharding.device_set for x in bound)
-    if here:
-        return key
-    return free(key)
-
-
 def free(leaf):
     """An array that is bound to no device."""
     if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):

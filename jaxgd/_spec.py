@@ -18,6 +18,7 @@ from optax import contrib
 from jaxgd import _tree
 from jaxgd._gradient import even_block, make_objective
 from jaxgd._loop import Check
+from jaxgd._means import is_mean_over_rows
 from jaxgd._native import available, can_be_one_function, one_cpu
 from jaxgd._rules import (
     call_factory,
@@ -203,61 +204,13 @@ def _splits(spec: Spec, numbers: Numbers, *rest) -> bool:
         if len(_TRIED) >= 256:  # it keeps objectives alive
             _TRIED.clear()
         try:
-            _TRIED[key] = _is_mean_over_rows(spec, numbers)
+            objective = objective_of(spec, numbers)
+            _TRIED[key] = is_mean_over_rows(objective, numbers.params, numbers.data)
         except Exception:  # an objective that takes no other number of rows
             _TRIED[key] = False
         if spec.layout is not None:
             _TRIED[key] = on_all_processes(spec.layout, _TRIED[key])
     return _TRIED[key]
-
-
-def _is_mean_over_rows(spec: Spec, numbers: Numbers) -> bool:
-    """Whether blocks of rows may be averaged, tried on a few rows of the user's.
-
-    A user may pass what is no mean to batch descent: a sum, a median, an objective that
-    couples rows. It is split only if, for two sets of rows, value and gradient of both
-    together are the means of those of each, up to rounding: for deep networks, a
-    recurrence of 100 steps and features far from zero that is up to 3 eps, while a
-    penalty of 0.001 on a variance over rows is 70. One set is a single row again and
-    again, for sets of one kind show little of a function that is nearly linear in their
-    mean, such as its root.
-    """
-    rng = np.random.default_rng(0)
-    rows = jax.tree.map(_some_rows, numbers.data)
-    fun = jax.jit(objective_of(spec, numbers).value_and_grad)
-    places = np.arange(16), np.full(16, 16)
-
-    def near(x):
-        noise = rng.normal(size=np.shape(x)) * (0.1 + 0.1 * np.abs(x))
-        return np.asarray(x + noise, x.dtype)
-
-    def of(params, rows):
-        (value, _), grad = fun(params, rows, None)
-        return [
-            np.atleast_1d(value),
-            np.concatenate([np.ravel(g) for g in jax.tree.leaves(grad)]),
-        ]
-
-    for params in (numbers.params, jax.tree.map(near, numbers.params)):
-        first, second, both = (
-            of(params, jax.tree.map(lambda x, at=at: x[at], rows))
-            for at in (*places, np.concatenate(places))
-        )
-        for a, b, c in zip(first, second, both, strict=True):
-            apart, size = np.linalg.norm(a - b), np.linalg.norm(a) + np.linalg.norm(b)
-            off = np.linalg.norm(c - (a + b) / 2)
-            if not off <= 16 * np.finfo(c.dtype).eps * size:
-                return False
-        if not apart > 1e-3 * size:  # of the gradients: no row is to be seen in them
-            return False
-    return True
-
-
-def _some_rows(x) -> np.ndarray:
-    """17 rows of an array, of those that are within reach of this process."""
-    if isinstance(x, jax.Array):
-        x = x.addressable_shards[0].data
-    return np.asarray(x)[np.linspace(0, x.shape[0] - 1, 17).astype(int)]
 
 
 def _objective_fits(out, has_aux) -> None:

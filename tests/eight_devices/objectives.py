@@ -51,14 +51,16 @@ def one_by_one(params, batch):
     return jnp.mean(lax.map(lambda row: off(params, row) ** 2, batch))
 
 
-def scanned(params, batch):
+def one_by_one_from_zero(params, batch):
     """A carry of zeros: what a type of values that vary over devices would refuse."""
 
-    def add(total, row):
-        return total + losses(params, row), None
+    def of_row(row):
+        def add(total, _):
+            return total + losses(params, row) / 3, None
 
-    total, _ = lax.scan(add, jnp.float32(0), batch)
-    return total / len(batch[0])
+        return lax.scan(add, jnp.float32(0), length=3)[0]
+
+    return jnp.mean(lax.map(of_row, batch))
 
 
 def solved(params, batch):
@@ -127,7 +129,10 @@ KERNELS = {"kernel": _small(3, 3, 1, 4), "w": _small(4, 3)}
 
 MEANS = {
     fun.__name__: (fun, START, DATA)
-    for fun in (linear, logistic, as_sum, one_by_one, scanned, solved, robust, pinball)
+    for fun in (
+        *(linear, logistic, as_sum, one_by_one, one_by_one_from_zero, solved),
+        *(robust, pinball),
+    )
 }
 MEANS["far from zero"] = linear, START, (FAR, *DATA[1:])
 MEANS["deep"] = deep, [_small(6, 6)] * 20, DATA
@@ -244,9 +249,53 @@ def mixture(params, batch):
 
 EXPERTS = {"gate": _small(6, 4), "experts": _small(6, 4)}
 
+# Coupled where a trial on some rows, at some parameters, would not see it.
+
+
+def flooded(params, batch):
+    return jnp.abs(linear(params, batch) - 0.3) + 0.3
+
+
+def capped(params, batch):
+    return jnp.minimum(linear(params, batch), 1e3)
+
+
+def fair(params, batch):
+    group, z = batch[2], predict(params, batch[0])
+    gap = jnp.mean(group * z) - jnp.mean((1 - group) * z)
+    return logistic(params, batch) + jax.nn.relu(jnp.abs(gap) - 100)
+
+
+def rarely_weighted(params, batch):
+    weight = jnp.where(batch[4] > 1.499, 10.0, 1.0)
+    return jnp.sum(weight * losses(params, batch)) / jnp.sum(weight)
+
+
+def of_known_rows(params, batch):
+    error = off(params, batch) ** 2
+    known = ~jnp.isnan(batch[1])
+    return jnp.sum(jnp.where(known, error, 0)) / jnp.sum(known)
+
+
+def by_length(params, batch):
+    value = linear(params, batch)
+    return value if len(batch[0]) % 8 == 0 else jnp.sqrt(value)
+
+
+def added_up(params, batch):
+    """A mean, though no one can tell from outside: its rows are summed in a loop."""
+
+    def add(total, row):
+        return total + losses(params, row), None
+
+    total, _ = lax.scan(add, jnp.float32(0), batch)
+    return total / len(batch[0])
+
+
 COUPLED = {
     fun.__name__: fun
     for fun in (
+        *(flooded, capped, fair, rarely_weighted, of_known_rows, added_up),
         *(root, normalized, median, hard_coded, total, contrastive, worst, log_mean),
         *(weighted, correlation, overlap, spread_out, ranked, differences, halves),
         *(per_row_penalty, small_per_row_penalty, slightly_spread_out, mixture),

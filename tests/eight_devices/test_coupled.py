@@ -54,6 +54,9 @@ RUNS = [
     ("contrastive", FULL, "both axes"),
     ("weighted", MINI, "8 devices"),
     ("ranked", FULL, "4 devices"),
+    ("flooded", {**MINI, "learning_rate": 0.3}, "8 devices"),
+    ("rarely_weighted", MINI, "explicit mesh"),
+    ("added_up", MINI, "8 devices"),
 ]
 
 

@@ -189,14 +189,7 @@ def test_new_numbers_compile_nothing(layout, how, count_compilations):
         assert count() == 0, change
 
 
-AGAIN = pytest.mark.xfail(
-    strict=True, reason="the key of a state is bound to devices, that of a call is not"
-)
-
-
-@pytest.mark.parametrize(
-    "layout", ["one device", *(pytest.param(name, marks=AGAIN) for name in FEW[:2])]
-)
+@pytest.mark.parametrize("layout", ["one device", *FEW[:2]])
 def test_going_on_compiles_nothing(layout, count_compilations):
     data, how = LAYOUTS[layout](DATA), {**MINI, "optimizer": optax.adam, "strata": 8}
     result = jaxgd.minimize(logistic, START, data, **how)
@@ -216,10 +209,6 @@ PATHS = [
     ("4 devices", "8 devices"),
     ("explicit mesh", "both axes"),
 ]
-ELSEWHERE = pytest.mark.xfail(
-    strict=True, reason="the key of a state is bound to other devices"
-)
-BOUND = [(*PATHS[2], "in memory"), (*PATHS[3], "in memory"), (*PATHS[4], "in memory")]
 
 
 @lru_cache
@@ -227,14 +216,8 @@ def run_of(layout, steps):
     return minimize(layout, logistic, START, DATA, **{**ADAM, "max_steps": steps})
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "kept"),
-    [
-        pytest.param(*path, kept, marks=ELSEWHERE if (*path, kept) in BOUND else ())
-        for path in PATHS
-        for kept in ("in memory", "in a file")
-    ],
-)
+@pytest.mark.parametrize("kept", ["in memory", "in a file"])
+@pytest.mark.parametrize(("before", "after"), PATHS)
 def test_goes_on_elsewhere(before, after, kept, tmp_path):
     whole, state = run_of("one device", 80), run_of(before, 40).state
     if kept == "in a file":
