@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxgd import _tree
-from jaxgd._shards import mean
+from jaxgd._shards import mean, pinned
 
 
 class Batch(NamedTuple):
@@ -52,7 +52,15 @@ class Objective(NamedTuple):
 
 
 def make_objective(
-    bind, given, *, has_aux=False, block=None, cpu_block=None, pieces=1, shards=None
+    bind,
+    given,
+    *,
+    has_aux=False,
+    block=None,
+    cpu_block=None,
+    pieces=1,
+    shards=None,
+    places=None,
 ) -> Objective:
     """The objective with its gradient in descent direction.
 
@@ -63,7 +71,8 @@ def make_objective(
     the same on a CPU only, for the sake of its cache. ``pieces``: a block takes equally
     many rows of each of so many consecutive pieces of a batch, which may lie on
     different devices. ``shards``: the ``Layout`` of a batch of which each device may
-    take its own mean.
+    take its own mean. ``places``: those of parameters that are split; the gradient is
+    nowhere whole either.
     """
 
     def call(params, given, batch, key):
@@ -94,7 +103,7 @@ def make_objective(
     def value_and_grad(params, batch, key):
         def of_rows(params, given, rows, key):
             (value, aux), grad = whole(params, given, rows, key)
-            return (value, grad), aux
+            return (value, pinned(places, grad, params)), aux
 
         (value, grad), aux = split_batch(of_rows, params, batch, key)
         # jax.grad of a real function of z is conjugate to the steepest ascent.

@@ -88,6 +88,7 @@ def objective_of(spec: Spec, numbers: Numbers, block=None):
         cpu_block=spec.cpu_block,
         pieces=spec.pieces,
         shards=spec.layout if spec.mean_of_shards else None,
+        places=spec.places if spec.places is not None and spec.places.split else None,
     )
 
 
