@@ -190,7 +190,7 @@ def measured(name: str, place: str, problem, how: dict) -> dict:
         spec, numbers, limit = check_all(fun, params, data, **arguments)
         compiled = go.lower(spec, numbers, begin(spec, numbers), limit).compile()
         minimize = call
-    text = compiled.as_text()
+    text = compiled.as_text() or ""
     result = minimize(params, data, np.int32(STEPS))
     flat = [np.ravel(x) for x in jax.tree.leaves(result.params)]
     steps = 2000 if devices == 1 else 400

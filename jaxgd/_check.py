@@ -28,6 +28,7 @@ from jaxgd._shards import (
     places_of,
     require_same_devices,
     require_same_on_processes,
+    undisturbed,
 )
 from jaxgd._spec import Numbers, Spec, dtype_of, is_real, parts_of, weighed
 from jaxgd._spectral import barzilai_borwein
@@ -139,8 +140,9 @@ def check_all(
     else:
         spec = weighed(spec, numbers)
     # Last, since making a key out of a seed compiles where it is the first one.
-    # A state has a key of its own.
-    return spec, numbers._replace(key=as_key(0 if key is None else key)), limit
+    with undisturbed(spec.places):
+        key = as_key(0 if key is None else key)  # a state has a key of its own
+    return spec, numbers._replace(key=key), limit
 
 
 def _wrong_kind(name, what, leaf, fix) -> TypeError:

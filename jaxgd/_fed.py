@@ -35,6 +35,7 @@ from jaxgd._program import (
 )
 from jaxgd._result import Status
 from jaxgd._rules import evaluation_params
+from jaxgd._shards import undisturbed
 from jaxgd._source import pass_key
 from jaxgd._spec import Numbers, Spec, objective_of
 from jaxgd._step import State
@@ -45,7 +46,8 @@ def drive(spec: Spec, numbers: Numbers, state: State, limit) -> Outcome:
     """Goes on from ``state`` for at most ``limit`` steps, wherever the rows are."""
     if isinstance(numbers.data, Stream):
         return _drive_stream(spec, numbers, state, limit)
-    return go(spec, numbers, state, limit)
+    with undisturbed(spec.places):
+        return go(spec, numbers, state, limit)
 
 
 def _drive_stream(spec: Spec, numbers: Numbers, state: State, limit) -> Outcome:

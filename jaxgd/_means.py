@@ -35,7 +35,7 @@ def is_mean_over_rows(objective, params, data) -> bool:
 
     ``objective``: an ``Objective`` without keys and auxiliary output.
     """
-    rows = jax.tree.map(_some_rows, data)
+    rows: Any = jax.tree.map(_some_rows, data)
     places = np.arange(16), np.full(16, 16)
     sets = [jax.tree.map(lambda x, at=at: x[at], rows) for at in places]
     both = jax.tree.map(lambda *parts: np.concatenate(parts), *sets)
@@ -43,12 +43,12 @@ def is_mean_over_rows(objective, params, data) -> bool:
     def value(params, rows):
         return objective.value(params, rows, None)
 
-    programs = [jax.make_jaxpr(value)(params, part).jaxpr for part in (sets[0], both)]
+    few, many = (jax.make_jaxpr(value)(params, part).jaxpr for part in (sets[0], both))
     kinds = [_FIXED] * len(jax.tree.leaves(params))
     kinds += [_BY_ROW] * len(jax.tree.leaves(data))
-    if _kinds(*programs, kinds)[0] != _SUMS:
+    if _kinds(few, many, kinds)[0] != _SUMS:
         return False
-    return _is_mean_of_parts(objective, params, *sets, both)
+    return _is_mean_of_parts(objective, params, sets[0], sets[1], both)
 
 
 def _kinds(one, two, kinds) -> list:

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxgd import _tree
 from jaxgd._program import start
-from jaxgd._shards import free, in_place, pinned
+from jaxgd._shards import free, in_place, pinned, undisturbed
 from jaxgd._spec import Numbers, Spec
 from jaxgd._step import State
 from jaxgd._tree import short
@@ -73,6 +73,11 @@ def level_of(tree) -> Level | None:
 
 def begin(spec: Spec, numbers: Numbers, state=None) -> State:
     """The state that a call starts from: one before step 0, or ``state`` taken up."""
+    with undisturbed(spec.places):
+        return _begun(spec, numbers, state)
+
+
+def _begun(spec: Spec, numbers: Numbers, state) -> State:
     if state is None:
         return _started(spec, numbers)
     like = start.eval_shape(spec, numbers)

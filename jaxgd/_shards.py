@@ -9,6 +9,7 @@ All else is XLA's partitioner, which gives the answer of one device for whatever
 function does with its rows.
 """
 
+import contextlib
 import math
 import zlib
 from typing import Any, NamedTuple
@@ -98,8 +99,8 @@ def free(leaf):
     """An array that is bound to no device."""
     if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return np.asarray(leaf)
-    words, kind = jax.random.key_data(leaf), jax.random.key_impl(leaf)
-    return jax.random.wrap_key_data(np.asarray(words), impl=kind)
+    words: Any = np.asarray(jax.random.key_data(leaf))
+    return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))
 
 
 def require_same_devices(layout: Layout | None, named: dict) -> None:
@@ -312,7 +313,7 @@ def _print_of(tree) -> np.int32:
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
             kept = np.ascontiguousarray(leaf)
             told = zlib.crc32(f"{kept.dtype}{kept.shape}".encode(), told)
-            told = zlib.crc32(kept.reshape(-1).view(np.uint8), told)
+            told = zlib.crc32(kept.tobytes(), told)
     return np.uint32(told).astype(np.int32)
 
 
@@ -322,6 +323,13 @@ def split_on(layout: Layout | None, x, axis: int):
         return x
     spec = P(*[None] * axis, layout.axes)
     return lax.with_sharding_constraint(x, NamedSharding(_here(layout.mesh), spec))
+
+
+def undisturbed(places: Places | None):
+    """A context in which the mesh of a call is its own, whatever the user has set."""
+    if places is None or jax.sharding.get_abstract_mesh().empty:
+        return contextlib.nullcontext()
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
 
 
 def _here(mesh):
