@@ -15,10 +15,9 @@ outside), ``_program`` (what is compiled), ``_step`` (the scan body), ``_shard_r
 outside), ``_spec`` (what a program is keyed by), ``_source`` and ``_rows`` (which
 rows), ``_stop`` (when to stop), ``_lanes`` and ``_loop`` (the order of events),
 ``_native`` (small loops on a CPU), ``_means`` (whether an objective may be split),
-``_rules`` (reading optax), ``_spectral`` and
-``_parameter_free`` (steps without a rate), ``_gradient``, ``_shards`` (several
-devices), ``_diagnosis`` (what was wrong with a rate), ``_result``, ``_history``,
-``_tree``.
+``_rules`` (reading optax), ``_spectral`` and ``_parameter_free`` (steps without a
+rate), ``_gradient``, ``_processes`` and ``_shards`` (several devices), ``_diagnosis``
+(what was wrong with a rate), ``_result``, ``_history``, ``_tree``.
 ``_plot`` draws, on the host alone: Matplotlib is imported when a picture is asked for.
 ``problems`` stands alone.
 """

@@ -20,6 +20,7 @@ from jaxgd import _tree
 from jaxgd._gradient import count_rows
 from jaxgd._loop import Run
 from jaxgd._parameter_free import parabolic_rms
+from jaxgd._processes import require_same_on_processes
 from jaxgd._result import Status
 from jaxgd._rows import as_key
 from jaxgd._rules import check_factory, describe, is_rule
@@ -27,7 +28,6 @@ from jaxgd._shards import (
     layout_of,
     places_of,
     require_same_devices,
-    require_same_on_processes,
     undisturbed,
 )
 from jaxgd._spec import Numbers, Spec, dtype_of, is_real, parts_of, weighed

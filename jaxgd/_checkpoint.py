@@ -39,9 +39,9 @@ import numpy as np
 from jaxgd import _tree
 from jaxgd._history import Record
 from jaxgd._loop import Check, Run
+from jaxgd._processes import told_by_all
 from jaxgd._result import Result
 from jaxgd._resume import Node, level_of
-from jaxgd._shards import told_by_all
 from jaxgd._step import State
 from jaxgd._stop import Watch
 

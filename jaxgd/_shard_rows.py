@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxgd import _tree
 from jaxgd._check import refuse_stream, rows_of
-from jaxgd._shards import told_by_all
+from jaxgd._processes import told_by_all
 from jaxgd._tree import short
 
 _AXIS = "rows"
@@ -48,8 +48,8 @@ def shard_rows(data, devices=None):
       >>> import jax, numpy as np, jaxgd
       >>> x = np.arange(6.0).reshape(6, 1)
       >>> rows = jaxgd.shard_rows(x, devices=jax.devices()[:1])
-      >>> rows.shape, rows.sharding.spec
-      ((6, 1), PartitionSpec('rows',))
+      >>> rows.shape, len(rows.addressable_shards)
+      ((6, 1), 1)
     """
     refuse_stream("shard_rows", data)
     data, n = rows_of(data)

@@ -20,6 +20,7 @@ from jaxgd._gradient import even_block, make_objective
 from jaxgd._loop import Check
 from jaxgd._means import is_mean_over_rows
 from jaxgd._native import available, can_be_one_function, one_cpu
+from jaxgd._processes import on_all_processes
 from jaxgd._rules import (
     call_factory,
     describe,
@@ -27,7 +28,6 @@ from jaxgd._rules import (
     find_state,
     require_rule,
 )
-from jaxgd._shards import on_all_processes
 from jaxgd._source import SMALL_WORK, bytes_computed, cache_block, pass_block
 from jaxgd._stop import StopRule
 from jaxgd._tree import Split, short
