@@ -21,6 +21,7 @@ NAMES = (
     "rate_search",
     "classical",
     "ahead_of_time",
+    "devices",
     "parameter_free",
 )
 

@@ -197,3 +197,28 @@ def test_the_profile_counts_in_evaluations_of_the_best(tmp_path, capsys):
     assert "other, not solved: c, d" in out
     assert [path.name for path in pictures(rows, tmp_path)] == ["classical.png"]
     assert (tmp_path / "classical.png").stat().st_size > 10_000
+
+
+def test_the_table_of_devices_is_held_against_its_claim():
+    from benchmarks import devices
+
+    row = {
+        "name": "MLP, Adam",
+        "place": "shard_rows",
+        "processes": 2,
+        "devices": 8,
+        "reduces_per_step": 1,
+        "reduced_bytes": 9644,
+        "moves": 0,
+        "reduces_of_pass": 1,
+        "step_s": 0.00085,
+        "away": 1e-7,
+    }
+    line = devices.table([row]).splitlines()[-1]
+    told = "2 processes of 4, shard_rows | 1 | 9,644 | 0 | 1 | 1.0e-07 | 850 us"
+    assert line == f"| MLP, Adam | {told} |"
+    assert devices.failures([row]) == []
+    for wrong in ({"away": 2e-5}, {"reduces_per_step": 2}, {"moves": 1}):
+        assert len(devices.failures([row | wrong])) == 1
+    text = "%a = (f32[64,32]{1,0}, f32[], bf16[3]{0}) all-reduce-start(%b, %c)"
+    assert devices.reduced_bytes(text) == 4 * (64 * 32 + 1) + 6
