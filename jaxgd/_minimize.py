@@ -55,10 +55,12 @@ def minimize(
         the value is a mean over those rows. It may be a callable pytree; its arrays
         are data then. A new closure is a new program.
       params: the start, a pytree of floating or complex arrays; never modified.
-      data: a pytree of arrays that share a leading axis of ``n`` rows, or a ``Stream``
-        of rows from outside (with ``batch_size``, and not with ``stop=None``).
+      data: a pytree of arrays that share a leading axis of ``n`` rows, on one device or
+        all split over devices along it (``shard_rows``, or a sharding of your own); or
+        a ``Stream`` of rows from outside (with ``batch_size``, not with ``stop=None``).
       args: a tuple of extra traced arguments of ``fun``.
-      batch_size: rows per step, ``1 <= batch_size <= n``; None for all.
+      batch_size: rows per step, ``1 <= batch_size <= n``; None for all. A multiple of
+        the number of shards of ``data``.
       learning_rate: a number or an optax schedule (``step -> rate``). Alone, it means
         plain descent. With neither a rate nor an optimizer, rates are found on the
         way: by ``barzilai_borwein`` for batch descent, by ``parabolic_rms`` with
@@ -82,7 +84,8 @@ def minimize(
         blocks of a step; full passes use one fixed key.
       microbatch_size: compute each gradient over blocks of this many rows.
       strata: take ``batch_size / strata`` rows of each of this many equal blocks of
-        rows per step; default: the number of shards of ``data``.
+        rows per step; a multiple of the number of shards of ``data``, which is the
+        default. Inside ``jit``, where an automatic mesh hides them, say it.
       final_evaluation: False skips the full pass at the end of a mini-batch run.
       history_rows: upper bound on the rows of history.
 

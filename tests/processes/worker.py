@@ -230,8 +230,8 @@ def main():
             f"127.0.0.1:{port}",
             num_processes=int(count),
             process_id=int(index),
-            heartbeat_timeout_seconds=20,
-            shutdown_timeout_seconds=20,
+            heartbeat_timeout_seconds=60,
+            shutdown_timeout_seconds=60,
         )
     found = globals()[task](folder)
     np.savez(Path(folder) / f"{index}.npz", **found)
