@@ -130,9 +130,12 @@ def check_all(
     )
     named = _named(numbers, key)
     require_same_devices(layout, named)
-    limits = {"batch_size": batch_size, "strata": strata, "max_steps or epochs": limit}
-    named = {name: x for name, x in named.items() if name != "data"}
-    require_same_on_processes(layout, {**named, **limits})
+    told = {"max_steps or epochs": limit, "state": _place_of(state)}
+    fields = ("batch_size", "strata", "microbatch_size", "has_aux", "with_key")
+    for name in (*fields, "final_evaluation", "history_rows"):
+        told[name] = np.int32(getattr(spec, name) or 0)
+    rest = {name: x for name, x in named.items() if name != "data"}
+    require_same_on_processes(layout, {**rest, **told})
     if isinstance(data, Stream):
         _not_traced((numbers, key, state, limit))
         spec = weighed(spec, numbers._replace(data=data.form.abstract()))
@@ -347,6 +350,11 @@ def _pieces(layout, strata, batch_size, data) -> int:
     if layout is None and not traced:  # where they lie cannot be seen while tracing
         return 1
     return strata if batch_size is not None else 1 if layout is None else layout.shards
+
+
+def _place_of(state):
+    """What tells two states of one problem apart, as far as processes must agree."""
+    return None if state is None else (state.step, state.run.key, state.run.checked)
 
 
 def _named(numbers: Numbers, key) -> dict:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxgd import _tree
 from jaxgd._shards import Layout
 
 
@@ -55,9 +56,12 @@ def require_same_on_processes(layout: Layout | None, named: dict) -> None:
 
 def _print_of(tree) -> np.int32:
     """A number that tells trees of arrays apart; of other processes nothing is read."""
-    leaves, treedef = jax.tree.flatten(tree)
-    told = zlib.crc32(str(treedef).encode())
-    for leaf in leaves:
+    told = 0
+    # Paths, not the structure: what is static in it may be known by its address.
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        told = zlib.crc32(jax.tree_util.keystr(path).encode(), told)
+        if _tree.is_traced(leaf):
+            continue
         if jnp.issubdtype(getattr(leaf, "dtype", np.dtype(int)), jax.dtypes.extended):
             leaf = jax.random.key_data(leaf)
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:

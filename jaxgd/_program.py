@@ -31,7 +31,7 @@ from jaxgd._rules import (
     reports_rate,
     with_known_point,
 )
-from jaxgd._shards import pinned, untyped
+from jaxgd._shards import everywhere, pinned, untyped
 from jaxgd._source import chunk_size, pass_key, resident
 from jaxgd._spec import (
     Numbers,
@@ -92,8 +92,17 @@ def start(spec: Spec, numbers: Numbers) -> State:
     )
     # A weak type would be gone after the first chunk, and cost the next a compilation.
     opt_state = jax.tree.map(lambda x: _strong(jnp.asarray(x)), opt_state)
-    state = State(params, opt_state, jnp.int32(0), run)
-    return pinned(spec.places, state, params)
+    return in_places(spec, State(params, opt_state, jnp.int32(0), run), params)
+
+
+def in_places(spec: Spec, state: State, params) -> State:
+    """``state`` where parameters and rows are; see ``Places``."""
+    places, run = spec.places, state.run
+    alone = everywhere(places, replace(state, params=None, opt_state=None, run=None))
+    own = pinned(places, (state.params, state.opt_state), params)
+    anchor = pinned(places, run.anchor, params)
+    run = replace(everywhere(places, replace(run, anchor=None)), anchor=anchor)
+    return replace(alone, params=own[0], opt_state=own[1], run=run)
 
 
 def _strong(x):
@@ -128,7 +137,11 @@ def _go(spec: Spec, numbers: Numbers, state: State, limit) -> Outcome:
         if spec.batch_size is None and has_evaluation_params(end.state.opt_state):
             end = end._replace(extra=end.extra + 1)  # the last look, of two points
     outcome = outcome_of(spec, rule, end, limit)
-    return pinned(spec.places, outcome, numbers.params)
+    rest = everywhere(spec.places, outcome._replace(state=None, judged=None))
+    return rest._replace(
+        state=in_places(spec, outcome.state, numbers.params),
+        judged=pinned(spec.places, outcome.judged, numbers.params),
+    )
 
 
 def taken_up(spec: Spec, numbers: Numbers, state: State, limit):

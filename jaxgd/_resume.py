@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgd import _tree
-from jaxgd._program import start
-from jaxgd._shards import free, in_place, pinned, undisturbed
+from jaxgd._program import in_places, start
+from jaxgd._shards import free, in_place, undisturbed
 from jaxgd._spec import Numbers, Spec
 from jaxgd._step import State
 from jaxgd._tree import short
@@ -88,7 +88,7 @@ def _begun(spec: Spec, numbers: Numbers, state) -> State:
 
 
 def _started(spec: Spec, numbers: Numbers) -> State:
-    return pinned(spec.places, start(spec, numbers), numbers.params)
+    return in_places(spec, start(spec, numbers), numbers.params)
 
 
 def _require_same_problem(fresh: State, state) -> None:

@@ -81,7 +81,7 @@ def _split(leaf) -> tuple | None:
 
 def _told(split) -> str:
     if split is None:
-        return "all in one place"
+        return "whole on each device that has them"
     mesh, axes, _ = split
     sizes = ", ".join(f"{axis!r}: {mesh.shape[axis]}" for axis in axes)
     return f"split over {{{sizes}}} of a mesh of {mesh.size} devices"
@@ -107,9 +107,9 @@ def require_same_devices(layout: Layout | None, named: dict) -> None:
 
     ``named``: arguments by name. What is bound to no device goes to all of them.
     """
-    known, where = None, "data"
+    known, where, mesh = None, "data", None
     if layout is not None and isinstance(layout.mesh, Mesh):
-        known = list(layout.mesh.devices.flat)
+        known, mesh = list(layout.mesh.devices.flat), layout.mesh
     for name, tree in named.items():
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             bound = isinstance(leaf, jax.Array) and not _tree.is_traced(leaf)
@@ -117,8 +117,9 @@ def require_same_devices(layout: Layout | None, named: dict) -> None:
                 continue
             own = _devices_of(leaf.sharding)
             told = name + jax.tree_util.keystr(path)
+            its = getattr(leaf.sharding, "mesh", None) if len(own) > 1 else None
             if known is None:
-                known, where = own, told
+                known, where, mesh = own, told, its
             elif own != known:
                 place = "there"
                 if len(known) > 1:
@@ -126,9 +127,29 @@ def require_same_devices(layout: Layout | None, named: dict) -> None:
                     place += where
                 raise ValueError(
                     f"{told} must be on the devices of {where}, {_listed(known)}, got "
-                    f"{_listed(own)}: pass it as a NumPy array, or device_put it "
-                    f"{place}."
+                    f"{_listed(own)}: pass it as a NumPy array (jax.device_get), or "
+                    f"device_put it {place}."
                 )
+            elif its != mesh and _typed(its, mesh):
+                raise ValueError(
+                    f"{told} must be on the mesh of {where}, since axes are explicit, "
+                    f"got meshes {_axes(its)} and {_axes(mesh)}: pass it as a NumPy "
+                    "array (jax.device_get), or make both meshes with AxisType.Auto."
+                )
+
+
+def _typed(*meshes) -> bool:
+    return any(m is not None and AxisType.Explicit in m.axis_types for m in meshes)
+
+
+def _axes(mesh) -> str:
+    if mesh is None:
+        return "none"
+    pairs = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    told = ", ".join(
+        f"{name!r}: {mesh.shape[name]} {kind.name}" for name, kind in pairs
+    )
+    return f"{{{told}}}"
 
 
 def _devices_of(sharding) -> list:
@@ -148,13 +169,13 @@ class Places(NamedTuple):
     devices."""
 
     mesh: Any
-    specs: tuple  # of the leaves of params
+    own: tuple  # shardings of the leaves of params
     shapes: tuple
 
     @property
     def split(self) -> bool:
         """Whether any parameter is split over devices."""
-        return any(any(spec) for spec in self.specs)
+        return any(any(sharding.spec) for sharding in self.own)
 
 
 def places_of(layout: Layout | None, params) -> Places | None:
@@ -166,46 +187,69 @@ def places_of(layout: Layout | None, params) -> Places | None:
         meshes = [layout.mesh, *meshes]
     if len(own) < len(leaves) or not meshes:
         return None
-    specs = [s.spec if isinstance(s, NamedSharding) else P() for s in own]
-    shapes = tuple(np.shape(x) for x in leaves)
-    return Places(meshes[0], tuple(specs), shapes)
+    alike = NamedSharding(meshes[0], P())
+    own = [s if isinstance(s, NamedSharding) and any(s.spec) else alike for s in own]
+    return Places(meshes[0], tuple(own), tuple(np.shape(x) for x in leaves))
+
+
+def everywhere(places: Places | None, tree):
+    """``tree``, all of it on all devices."""
+    return _moved(places, tree, lambda part, put: jax.tree.map(lambda x: put(x), part))
 
 
 def pinned(places: Places | None, tree, params):
-    """``tree`` with everything in its place.
+    """``tree``, what has the structure of ``params`` where they are, leaf by leaf.
 
-    What has the structure of ``params``, as the memory of optax rules has, goes where
-    they are, leaf by leaf; a leading axis more (the memory of L-BFGS) is not split.
+    The memory of optax rules has; a leading axis more, as in that of L-BFGS, is not
+    split. All else goes to all devices.
+    """
+    if places is None:
+        return tree
+    structure, shapes, shardings = jax.tree.structure(params), places.shapes, places.own
+
+    def is_like(part):
+        return jax.tree.structure(part) == structure
+
+    def pin(tree, put):
+        def like(leaf, shape, own):
+            if np.shape(leaf) == shape:
+                return put(leaf, own)
+            more = np.shape(leaf)[1:] == shape
+            return put(leaf, own.update(spec=P(None, *own.spec))) if more else put(leaf)
+
+        def place(part):
+            if not is_like(part):
+                return put(part)
+            leaves = map(like, jax.tree.leaves(part), shapes, shardings)
+            return jax.tree.unflatten(structure, leaves)
+
+        return jax.tree.map(place, tree, is_leaf=is_like)
+
+    return _moved(places, tree, pin)
+
+
+def _moved(places: Places | None, tree, how):
+    """``how(tree, put)``, with ``put(leaf, sharding)``; all devices if there is none.
+
     Called within a program and, since one that sees no typed array cannot know of a
     mesh with explicit axes, on what it has returned.
     """
     if places is None:
         return tree
-    mesh, structure = _here(places.mesh), jax.tree.structure(params)
-    typed = AxisType.Explicit in mesh.axis_types
+    here = _here(places.mesh)
+    typed = AxisType.Explicit in here.axis_types
     traced = any(map(_tree.is_traced, jax.tree.leaves(tree)))
     if typed == traced:  # by its types it is, or by the program that returned it
         return tree
     move = lax.with_sharding_constraint if traced else jax.device_put
 
-    def put(leaf, spec):
-        return move(leaf, NamedSharding(mesh, spec))
+    def put(leaf, sharding=None):
+        if sharding is None or sharding.mesh == places.mesh:
+            spec = P() if sharding is None else sharding.spec
+            sharding = NamedSharding(here, spec)
+        return move(leaf, sharding)
 
-    def like(leaf, shape, spec):
-        if np.shape(leaf) == shape:
-            return put(leaf, spec)
-        return put(leaf, P(None, *spec) if np.shape(leaf)[1:] == shape else P())
-
-    def is_like(part):
-        return jax.tree.structure(part) == structure
-
-    def place(part):
-        if not is_like(part):
-            return put(part, P())
-        leaves = map(like, jax.tree.leaves(part), places.shapes, places.specs)
-        return jax.tree.unflatten(structure, leaves)
-
-    return jax.tree.map(place, tree, is_leaf=is_like)
+    return how(tree, put)
 
 
 def untyped(fun, *args, out=None) -> Any:

@@ -28,6 +28,7 @@ from jaxgd._rules import (
     find_state,
     require_rule,
 )
+from jaxgd._shards import undisturbed, untyped
 from jaxgd._source import SMALL_WORK, bytes_computed, cache_block, pass_block
 from jaxgd._stop import StopRule
 from jaxgd._tree import Split, short
@@ -129,18 +130,22 @@ def weighed(spec: Spec, numbers: Numbers) -> Spec:
     wide = _CONFIG.jax_enable_x64
     key = spec._replace(exactly=None, lanes=False, layout=None, places=None)
     work, small, block, plain = trace(key, shapes, treedef, wide)
-    alone = spec.layout is not None and spec.layout.alone
-    alone = alone and spec.places is not None and not spec.places.split
-    wanted = alone if spec.layout is not None else block is not None and one_cpu()
-    splits = wanted and plain and not traced
-    splits = splits and _splits(spec, numbers, shapes, treedef, wide)
-    small = small and not spec.lanes and spec.layout is None and available()
-    return spec._replace(
-        work=work,
-        small=small,
-        cpu_block=block if splits and spec.layout is None else None,
-        mean_of_shards=splits and spec.layout is not None,
-    )
+    part = _part_of_shard(spec) if spec.layout is not None else block
+    told = part is not None and plain and not traced
+    told = told and (spec.layout is not None or one_cpu())
+    told = told and _splits(spec, part, numbers, shapes, treedef, wide)
+    if spec.layout is not None:
+        told = on_all_processes(spec.layout, told)
+        return spec._replace(work=work, mean_of_shards=told)
+    small = small and not spec.lanes and available()
+    return spec._replace(work=work, small=small, cpu_block=block if told else None)
+
+
+def _part_of_shard(spec: Spec) -> int | None:
+    """Rows of a batch on one device, where nothing but rows is split."""
+    if not spec.layout.alone or spec.places is None or spec.places.split:
+        return None
+    return (spec.batch_size or spec.n) // spec.layout.shards
 
 
 @lru_cache(maxsize=256)
@@ -194,24 +199,44 @@ def _float_dtypes(jaxpr) -> set:
     return {d for d in dtypes if jnp.issubdtype(d, jnp.floating)}
 
 
-# What was found of objectives that were tried: the first rows decide for all calls of
-# one program, which must not depend on later ones.
+# What was found of objectives. Their programs decide, which all calls with these shapes
+# share; the rows of the first call only tell means from sums.
 _TRIED: dict = {}
 
 
-def _splits(spec: Spec, numbers: Numbers, *rest) -> bool:
-    key = (spec, *rest)
+def _splits(spec: Spec, part, numbers: Numbers, *rest) -> bool:
+    """Whether batches may be split into parts of so many rows."""
+    key = (spec, part, *rest)
     if key not in _TRIED:
         if len(_TRIED) >= 256:  # it keeps objectives alive
             _TRIED.clear()
         try:
             objective = objective_of(spec, numbers)
-            _TRIED[key] = is_mean_over_rows(objective, numbers.params, numbers.data)
+            sizes = part, spec.batch_size or spec.n
+            given = numbers.params, numbers.data, sizes
+            _TRIED[key] = is_mean_over_rows(objective, *given) and _fits_shards(
+                spec, numbers
+            )
         except Exception:  # an objective that takes no other number of rows
             _TRIED[key] = False
-        if spec.layout is not None:
-            _TRIED[key] = on_all_processes(spec.layout, _TRIED[key])
     return _TRIED[key]
+
+
+def _fits_shards(spec: Spec, numbers: Numbers) -> bool:
+    """Raises if the objective cannot be traced for the rows of one device.
+
+    It may hold arrays of a mesh of its own, which ``shard_map`` takes from nobody.
+    """
+    if spec.layout is not None:
+        spec = spec._replace(mean_of_shards=True)
+
+        def value_and_grad(numbers):
+            objective = objective_of(spec, numbers)
+            return objective.value_and_grad(numbers.params, numbers.data, None)
+
+        with undisturbed(spec.places):
+            jax.eval_shape(partial(untyped, value_and_grad), numbers)
+    return True
 
 
 def _objective_fits(out, has_aux) -> None:

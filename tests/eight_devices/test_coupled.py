@@ -57,6 +57,9 @@ RUNS = [
     ("flooded", {**MINI, "learning_rate": 0.3}, "8 devices"),
     ("rarely_weighted", MINI, "explicit mesh"),
     ("added_up", MINI, "8 devices"),
+    ("in_pairs", {**FULL, "learning_rate": 1e-3}, "8 devices"),
+    ("clipped_backwards", {**MINI, "learning_rate": 0.3}, "8 devices"),
+    ("solved", MINI, "4 devices"),
 ]
 
 

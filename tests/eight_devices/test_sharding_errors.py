@@ -156,12 +156,12 @@ ERRORS = {
     "one array in one place": (
         call(data=(ROWS(X), bound(Y, 0))),
         ValueError,
-        ["data[0]", "data[1]", "all in one place", "shard_rows"],
+        ["data[0]", "data[1]", "whole on each device", "shard_rows"],
     ),
     "one array of NumPy": (
         call(data=(ROWS(X), Y)),
         ValueError,
-        ["data[0]", "data[1]", "all in one place", "shard_rows"],
+        ["data[0]", "data[1]", "whole on each device", "shard_rows"],
     ),
     "fewer devices": (
         call(data=(ROWS(X), LAYOUTS["4 devices"](Y))),
