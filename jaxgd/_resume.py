@@ -151,13 +151,20 @@ def _placed(leaf, like):
     # What is bound to no device may go to any, but not by the same compiled program.
     if not like.committed:
         return free(leaf) if bound else leaf
-    if like.is_fully_addressable or jnp.issubdtype(like.dtype, jax.dtypes.extended):
+    spread = bound and not leaf.is_fully_addressable
+    if like.is_fully_addressable or spread:
         return jax.device_put(leaf, like.sharding)
-    if bound and not leaf.is_fully_addressable:
-        return jax.device_put(leaf, like.sharding)
+    if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+        words = _everywhere(jax.random.key_data(leaf), like.sharding)
+        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))
+    return _everywhere(leaf, like.sharding)
+
+
+def _everywhere(leaf, sharding) -> jax.Array:
+    """What this process has whole, on devices of which some are those of others."""
     whole = np.asarray(leaf)
     return jax.make_array_from_callback(
-        whole.shape, like.sharding, lambda place: whole[place]
+        whole.shape, sharding, lambda place: whole[place]
     )
 
 
