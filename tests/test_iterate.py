@@ -170,6 +170,15 @@ ENDS = {
 }
 
 
+@pytest.fixture
+def _interruptible():
+    """A process that was started in the background may ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 @pytest.mark.parametrize("name", ENDS)
 def test_the_last_snapshot_survives(name):
     end, kind = ENDS[name]
