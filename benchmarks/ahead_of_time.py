@@ -283,7 +283,10 @@ def lowered_call(case: Case, n: int, mesh: Mesh) -> Any:
     there = spec._replace(
         n=n,
         layout=spec.layout._replace(mesh=mesh),
-        places=spec.places._replace(mesh=mesh),
+        places=spec.places._replace(
+            mesh=mesh,
+            own=tuple(NamedSharding(mesh, own.spec) for own in spec.places.own),
+        ),
     )
     # Shapes cannot be tried, so that what was found of the numbers is to be kept.
     there = weighed(there, numbers)._replace(mean_of_shards=spec.mean_of_shards)
