@@ -226,7 +226,7 @@ def make_parts(spec: Spec, numbers: Numbers, state: State, rule, first=None):
         with_key=spec.with_key,
         within=spec.small,
         lanes=spec.lanes,
-        pieces=spec.pieces if first is None else 1,
+        pieces=spec.pieces,  # 1 of a Stream
         layout=spec.layout,
         first=first,
     )

@@ -151,3 +151,42 @@ def test_no_device_holds_a_large_table():
     state = begin(spec, numbers)
     compiled = go.lower(spec, numbers, state, limit).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 5 * words * 16 * 4 / 8
+
+
+def mesh_of(kind, shape, *axes):
+    return jax.make_mesh(shape, axes, axis_types=(kind,) * len(axes))
+
+
+@pytest.mark.parametrize("split", [((8,), "m"), ((4, 2), "m", "b")])
+def test_on_a_mesh_of_their_own(split):
+    """Of the devices of the rows, but other axes: neither is moved."""
+    mesh = mesh_of(AxisType.Auto, *split)
+    places = {"table": NamedSharding(mesh, P("m")), "head": NamedSharding(mesh, P())}
+    params, how = jax.device_put(START, places), RUNS["Adam"]
+    many = minimize(params, jaxgd.shard_rows(DATA), **how)
+    close(many.params, minimize(START, DATA, **how).params)
+    assert many.params["table"].sharding.is_equivalent_to(places["table"], 2)
+
+
+@pytest.mark.parametrize("other", [AxisType.Auto, AxisType.Explicit])
+def test_meshes_with_explicit_axes_do_not_mix(other):
+    mesh, its = mesh_of(AxisType.Explicit, (8,), "m"), mesh_of(other, (8,), "x")
+    params = jax.device_put(START, NamedSharding(mesh, P()))
+    data = jax.device_put(DATA, NamedSharding(its, P("x")))
+    with pytest.raises(ValueError, match=r"params.* must be on the mesh of data"):
+        minimize(params, data, **RUNS["SGD"])
+
+
+def test_a_history_of_their_shape_is_not_split():
+    mesh = mesh_of(AxisType.Auto, (8,), "m")
+    table = jax.device_put(np.ones((64,), "f"), NamedSharding(mesh, P("m")))
+
+    def away(params, batch):
+        return jnp.mean((params[batch[0] % 64] - batch[1]) ** 2)
+
+    how = RUNS["checks"] | {"history_rows": 64, "max_steps": 5}
+    spec, numbers, limit = check_all(away, table, DATA, **DEFAULTS | how)
+    state = go(spec, numbers, begin(spec, numbers), limit).state
+    assert not state.params.sharding.is_fully_replicated
+    for leaf in jax.tree.leaves((state.run.history, state.run.checks)):
+        assert leaf.sharding.is_fully_replicated
