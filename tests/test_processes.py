@@ -9,10 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxgd
+from jaxgd import _processes
 
 WORKER = Path(__file__).parent / "processes" / "worker.py"
 EXAMPLE = Path(__file__).parent.parent / "examples" / "two_processes.py"
@@ -190,3 +193,35 @@ def test_the_example_fails_where_a_process_does(tmp_path, monkeypatch):
     assert done.returncode == 1
     assert "ZeroDivisionError" in done.stderr
     assert "a process failed: its error is above" in done.stderr
+
+
+class Layer:
+    """Parameters beside a function, as modules of other libraries have them."""
+
+    def __init__(self, weights, activation):
+        self.weights, self.activation = weights, activation
+
+
+jax.tree_util.register_pytree_node(
+    Layer,
+    lambda layer: ((layer.weights,), layer.activation),
+    lambda activation, children: Layer(children[0], activation),
+)
+
+
+def test_arguments_are_told_apart_by_numbers_not_by_addresses():
+    def told(weights, activation):
+        return _processes._print_of({"layer": Layer(weights, activation)})
+
+    same = told(np.ones(3, "f"), lambda x: x)
+    assert told(np.ones(3, "f"), lambda x: x) == same  # of another address
+    assert told(jnp.ones(3), lambda x: x) == same
+    for other in (
+        np.ones(4, "f"),
+        np.ones(3),
+        np.full(3, 2, "f"),
+        np.ones((3, 1), "f"),
+    ):
+        assert told(other, lambda x: x) != same
+    key = jax.random.key(0)
+    assert _processes._print_of(key) != _processes._print_of(jax.random.key(1))
