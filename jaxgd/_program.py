@@ -114,12 +114,10 @@ def _strong(x):
 def go(spec: Spec, numbers: Numbers, state: State, limit) -> Outcome:
     """Goes on from ``state`` for at most ``limit`` steps."""
 
-    def out(kept, everywhere):
-        judged = None
-        if has_evaluation_params(state.opt_state):
-            judged = kept(numbers.params)
-        rest = [everywhere] * 7
-        return Outcome(kept(state), judged, *rest)
+    def out(kept, on_all):
+        apart = has_evaluation_params(state.opt_state)
+        judged = kept(numbers.params) if apart else None
+        return Outcome(kept(state), judged, *[on_all] * 7)
 
     return untyped(partial(_go, spec), numbers, state, limit, out=out)
 

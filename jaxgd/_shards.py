@@ -255,8 +255,8 @@ def _moved(places: Places | None, tree, how):
 def untyped(fun, *args, out=None) -> Any:
     """``fun(*args)``, all axes of meshes automatic within.
 
-    ``out(kept, everywhere)``: where that goes which it returns, a prefix of it, with
-    ``kept(tree)`` for what is to be where ``tree`` is. If None, all of it everywhere.
+    ``out(kept, on_all)``: where that goes which it returns, a prefix of it, with
+    ``kept(tree)`` for what is to be where ``tree`` is. If None, all of it on all.
     """
     meshes = [
         jax.typeof(x).sharding.mesh
@@ -266,13 +266,13 @@ def untyped(fun, *args, out=None) -> Any:
     around = jax.sharding.get_abstract_mesh()
     typed = next((m for m in meshes if AxisType.Explicit in m.axis_types), None)
     if typed is not None:
-        everywhere = NamedSharding(typed, P())
+        on_all = NamedSharding(typed, P())
 
         def kept(tree):
             own = jax.tree.map(lambda x: jax.typeof(x).sharding, tree)
-            return jax.tree.map(lambda s: everywhere if s.mesh.empty else s, own)
+            return jax.tree.map(lambda s: on_all if s.mesh.empty else s, own)
 
-        where = everywhere if out is None else out(kept, everywhere)
+        where = on_all if out is None else out(kept, on_all)
         axes = typed.axis_names
         return jax.sharding.auto_axes(fun, axes=axes, out_sharding=where)(*args)
     other = next((m for m in meshes if not m.empty and m != around), None)

@@ -138,8 +138,8 @@ def make_step(fun, optimizer, *, args=(), has_aux=False, microbatch_size=None):
         # Numbers in args get the precision of the parameters, as in minimize.
         own = _check.extra(args, _tree.real_dtype(state.params))
 
-        def out(kept, everywhere):
-            return kept(state), everywhere
+        def out(kept, on_all):
+            return kept(state), on_all
 
         return untyped(once, state, batch, own, out=out)
 
