@@ -13,16 +13,17 @@ NAMES = (
     "stream",
     "full_batch",
     "row_order",
-    "first_result",
-    "repeated_call",
+    "calls",
     "own_timing",
     "lanes",
     "host_loop",
     "rate_search",
     "classical",
+    "verdicts",
     "ahead_of_time",
     "devices",
     "parameter_free",
+    "house",
 )
 
 

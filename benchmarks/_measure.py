@@ -93,16 +93,24 @@ def compare(
             print(f"  {name}: {peer} ends {off:.1e} from jaxgd")
             apart[peer] = float(off)
     seconds = interleaved(runs, options.repeats)
+    each = {peer: times / units for peer, times in seconds.items()}
+    return rows_of(name, size, unit, each, apart)
+
+
+def rows_of(
+    name: str, size: str, unit: str, seconds: dict, apart: dict | None = None
+) -> list[dict]:
+    """Rows of the report, from the seconds a unit of each: ``(repeats,)``."""
     rows = []
-    for peer in [peer for peer in runs if peer != "jaxgd"] or [None]:
+    for peer in [peer for peer in seconds if peer != "jaxgd"] or [None]:
         row = {"name": name, "size": size, "peer": peer, "unit": unit}
-        row["jaxgd"] = float(np.median(seconds["jaxgd"])) / units
+        row["jaxgd"] = float(np.median(seconds["jaxgd"]))
         if peer is not None:
             ratios = seconds[peer] / seconds["jaxgd"]
-            row["peer_time"] = float(np.median(seconds[peer])) / units
+            row["peer_time"] = float(np.median(seconds[peer]))
             row["ratio"] = float(np.median(ratios))
             row["spread"] = [float(q) for q in np.quantile(ratios, [0.25, 0.75])]
-        if peer in apart:
+        if apart and peer in apart:
             row["disagrees"] = apart[peer]
         rows.append(row | where())
         show(rows[-1])

@@ -15,16 +15,16 @@ over batches that are given.
   (aim: none; XLA:GPU asks at each ``conditional``, and at each turn of a loop whose
   trip count it does not know).
 - All-reduces a step (aim: none on one device; on four exactly one, of gradient and
-  value together) and outside of the steps (aim: at most one, in the full pass).
-  Sorts, and collectives that are no all-reduce (aim: none).
+  value together) and outside of the steps (aim: at most one in the program, that of the
+  full pass, which runs once for each block of rows). Sorts, and collectives that are no
+  all-reduce (aim: none).
 - Temporaries in bytes of a device, on n and 8 n rows (aim: they do not grow where the
   bare scan's do not; known exception: for batch descent a TPU holds a copy of the data,
   as for any loop within a loop whose rows it would rather have in another layout).
 
-On four devices there are two ways. A call (``jaxgd``) sees where its rows are: each
-device takes the mean over its own by ``shard_map``. In a user's jit XLA's partitioner
-splits the work, told by ``strata=4`` that each device has rows of its own (``in jit``),
-or by a mesh with explicit axes (``explicit``).
+On four devices XLA's partitioner divides the work. A call (``jaxgd``) sees where its
+rows are; in a user's jit it is told by ``strata=4`` that each device has rows of its
+own (``in jit``), or by a mesh with explicit axes (``explicit``).
 
     python -m benchmarks.ahead_of_time [--target tpu|h100|all] [--json FILE]
 
@@ -67,10 +67,10 @@ from jax.sharding import PartitionSpec as P
 
 import jaxgd
 from jaxgd import problems
-from jaxgd._check import check_all
-from jaxgd._minimize import DEFAULTS
-from jaxgd._program import go, start
-from jaxgd._spec import weighed
+from jaxgd._api.minimize import DEFAULTS
+from jaxgd._call.arguments import check_all
+from jaxgd._call.fit import weighed
+from jaxgd._loop.program import go, start
 
 PACKAGES = {
     "h100": ("jax_cuda12_plugin", "jax_plugins.xla_cuda12"),
@@ -171,12 +171,9 @@ def cases() -> Iterator[Case]:
     yield Case("least squares 100, full batch", squares, None, None)
 
 
-def marked(case: Case, n: int, shards: int = 1) -> Callable:
-    """The objective, with its operations named where it sees the rows of a step.
-
-    ``shards``: of the rows, of which it sees one.
-    """
-    rows = (case.batch_size or n) // shards
+def marked(case: Case, n: int) -> Callable:
+    """The objective, with its operations named where it sees the rows of a step."""
+    rows = case.batch_size or n
 
     def objective(params, batch):
         scope = MARK if len(batch[0]) == rows else "rows_of_a_pass"
@@ -272,7 +269,7 @@ def lowered_call(case: Case, n: int, mesh: Mesh) -> Any:
         "max_steps": _STEPS,
     }
     spec, numbers, limit = check_all(
-        marked(case, n, mesh.size),
+        marked(case, n),
         case.problem.init,
         jaxgd.shard_rows(case.problem.data, near),
         **arguments,
@@ -288,8 +285,7 @@ def lowered_call(case: Case, n: int, mesh: Mesh) -> Any:
             own=tuple(NamedSharding(mesh, own.spec) for own in spec.places.own),
         ),
     )
-    # Shapes cannot be tried, so that what was found of the numbers is to be kept.
-    there = weighed(there, numbers)._replace(mean_of_shards=spec.mean_of_shards)
+    there = weighed(there, numbers)
     state = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(
             x.shape, x.dtype, sharding=NamedSharding(mesh, P())

@@ -1,7 +1,7 @@
-"""Claim: descent that needs no learning rate solves four classical problems in five.
+"""Claim: descent that needs no learning rate solves the classical problems.
 
 Every solver, with its default settings, on every problem of
-``jaxgd.problems.classical()`` in float64, from the standard start. Solved means that
+``classical_problems.py`` in float64, from the standard start. Solved means that
 max|gradient| <= 1e-5 within 5000 evaluations, seen by the solver itself; NaN is never
 solved. An evaluation is one of the value, the gradient or both at a point, every trial
 point of a line search included: as reported by jaxgd, SciPy and optimistix (one a
@@ -27,7 +27,7 @@ from jax.tree_util import Partial
 
 import jaxgd
 from benchmarks._measure import Missing, Options, needs, where
-from jaxgd import problems
+from benchmarks.classical_problems import classical
 
 LIMIT, TOLERANCE = 5000, 1e-5
 
@@ -51,7 +51,7 @@ def run(options: Options) -> list[dict]:
             except Missing as missing:
                 print(f"  {name} skipped, {missing}")
         print(f"  {'evaluations, - where not solved':30} {', '.join(solvers)}")
-        for problem in problems.classical(dtype=np.float64)[::every]:
+        for problem in classical(dtype=np.float64)[::every]:
             own = [row_of(problem, name, solvers[name](problem)) for name in solvers]
             rows += [row | about for row in own]
             taken = [row["evaluations"] if row["solved"] else "-" for row in own]
@@ -242,6 +242,7 @@ def callable_tree(fun) -> Partial:
 SOLVERS = {
     "jaxgd, default": of_jaxgd,
     "jaxgd, optax.lbfgs": partial(of_jaxgd, optax.lbfgs),
+    "jaxgd, barzilai_borwein": partial(of_jaxgd, jaxgd.barzilai_borwein),
     "jaxopt GradientDescent": of_jaxopt,
     "optimistix NonlinearCG": partial(of_optimistix, "NonlinearCG"),
     "optimistix BFGS": partial(of_optimistix, "BFGS"),

@@ -9,7 +9,7 @@ devices share two cores, not how it scales.
 
 - Collectives in the compiled step, and the bytes they reduce (aim: one all-reduce, of
   gradient and value together; the root of a mean needs two, parameters that are split
-  need those of the model). All-reduces in a full pass (aim: one).
+  need those of the model). All-reduces in a full pass (one for each block of rows).
 - The largest difference of any parameter from the run of one device with the same
   strata, after 200 steps (aim: at most 1e-5).
 - Time per step, median of five, launch and compilation removed.
@@ -165,10 +165,10 @@ def measured(name: str, place: str, problem, how: dict) -> dict:
 
     import jaxgd
     from benchmarks.ahead_of_time import read
-    from jaxgd._check import check_all
-    from jaxgd._minimize import DEFAULTS
-    from jaxgd._program import go
-    from jaxgd._resume import begin
+    from jaxgd._api.minimize import DEFAULTS
+    from jaxgd._call.arguments import check_all
+    from jaxgd._files.resume import begin
+    from jaxgd._loop.program import go
 
     devices = jax.device_count()
     data, params = placed(place, problem.data), problem.init
@@ -176,9 +176,7 @@ def measured(name: str, place: str, problem, how: dict) -> dict:
         params = spread(params, data)
     seen = how.get("microbatch_size") or how.get("batch_size") or ROWS
     arguments = DEFAULTS | {"max_steps": STEPS} | how
-    spec, *_ = check_all(problem.fun, params, data, **arguments)
-    alone = spec.mean_of_shards and place != "jit"
-    fun = marked(problem, seen // devices if alone else seen)
+    fun = marked(problem, seen)
 
     def call(params, data, steps, **other):
         return jaxgd.minimize(fun, params, data, max_steps=steps, **how, **other)
@@ -204,8 +202,6 @@ def measured(name: str, place: str, problem, how: dict) -> dict:
     seconds(1)
     times = [(seconds(STEPS + steps) - seconds(STEPS)) / steps for _ in range(5)]
     found = read(text) if devices > 1 else {}
-    if found and "microbatch_size" in how:
-        found |= around_blocks(text)
     return {
         "name": name,
         "place": place,
@@ -216,19 +212,6 @@ def measured(name: str, place: str, problem, how: dict) -> dict:
         "params": np.concatenate(flat).tolist(),
         "step_s": float(np.median(times)),
     }
-
-
-def around_blocks(text: str) -> dict:
-    """All-reduces of a step that is a loop over blocks: those around that loop."""
-    from benchmarks import ahead_of_time as ahead
-
-    module = ahead.parse(text)
-    found = [
-        ahead.count_reduces(module, around, (loop.name,))
-        for around, loop in ahead.loops_of_steps(module)
-    ]
-    whole = ahead.count_reduces(module, ahead._entry(module))
-    return {"reduces_per_step": found, "reduces_of_pass": whole - sum(found)}
 
 
 def reduced_bytes(text: str) -> int:

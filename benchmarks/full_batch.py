@@ -2,8 +2,9 @@
 
 Least squares, ``theta <- theta - rate * x.T @ (x @ theta - y) / m``, from three rows to
 400,000, in the textbook's NumPy loop (BLAS does its products), a bare hand-written
-``lax.scan`` of ``jax.grad``, jaxopt and optimistix. On a CPU the largest is measured
-twice, on all cores and, in a process of its own, on one.
+``lax.scan`` of ``jax.grad``, jaxopt and optimistix; the largest at once, and in blocks
+that fit a cache (``microbatch_size``). On a CPU all are measured twice, on all cores
+and, in a process of its own, on one.
 """
 
 import json
@@ -24,6 +25,7 @@ from benchmarks._measure import Options, compare
 from benchmarks.mini_batch import runner
 from jaxgd import problems
 
+BLOCK = 5000  # rows of 100 numbers: 2 MB
 NEVER = jaxgd.gradient_norm(atol=0.0)  # the cost of the default rule, all steps taken
 
 
@@ -50,19 +52,26 @@ def run(options: Options) -> list[dict]:
         ),
     )
     small, large = options.rows(3200), options.rows(400_000)
+    most = problem(large, 100)
     table = (
-        ("three rows", "3 x 2", three, 0.01, 1000),
-        ("full batch", f"{small:,} x 32", problem(small, 32), 1e-3, 1000),
-        ("full batch", f"{large:,} x 100", problem(large, 100), 1e-2, 24),
+        ("three rows", "3 x 2", three, 0.01, 1000, None),
+        ("full batch", f"{small:,} x 32", problem(small, 32), 1e-3, 1000, None),
+        ("full batch", f"{large:,} x 100", most, 1e-2, 24, None),
+        ("full batch, blocks", f"{large:,} x 100", most, 1e-2, 24, BLOCK),
     )
     rows = []
-    for name, size, of, rate, steps in table:
+    for name, size, of, rate, steps, block in table:
         steps = steps if name == "three rows" else options.steps(steps)
         rows += compare(
             name,
             size,
             options,
-            runner(of, None, steps, learning_rate=rate, stop=NEVER),
+            runner(
+                *(of, None, steps),
+                learning_rate=rate,
+                stop=NEVER,
+                microbatch_size=block,
+            ),
             {
                 "NumPy": partial(peers.numpy_loop, of, rate, steps),
                 "bare scan": partial(peers.bare_scan, of, optax.sgd(rate), steps),

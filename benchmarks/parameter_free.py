@@ -18,7 +18,7 @@ from optax import contrib
 import jaxgd
 from benchmarks import tasks
 from benchmarks._measure import Options, where
-from jaxgd import _rules
+from jaxgd._rules import adapter
 
 SEEDS = 5
 EPOCHS = 20
@@ -177,8 +177,8 @@ class Setting:
         state = jaxgd.init_state(params, rule)
         numbers = jnp.arange(self.steps, dtype=jnp.int32)
         state = jax.lax.scan(body, state, numbers)[0]
-        own = _rules.find_state(state.opt_state, Averaged)
-        judged = _rules.evaluation_params(state.opt_state, state.params)
+        own = adapter.find_state(state.opt_state, Averaged)
+        judged = adapter.evaluation_params(state.opt_state, state.params)
         judged = judged if own is None else own.average
         return self.problem.fun(judged, self.data)
 

@@ -1,10 +1,9 @@
 r"""Problems with known answers, shared by tests, examples and benchmarks.
 
 This room owns objectives, their starts, their data and what is known of their minima;
-of jaxgd it imports its collection of test functions alone, and a ``Problem`` plugs into
-any optimizer. Functions stand at module level and hold numbers in a
-``jax.tree_util.Partial``, so that two calls of a maker share one compiled program.
-Synthetic data is NumPy and seeded.
+it imports nothing of jaxgd, and a ``Problem`` plugs into any optimizer. Functions stand
+at module level and hold numbers in a ``jax.tree_util.Partial``, so that two calls of a
+maker share one compiled program. Synthetic data is NumPy and seeded.
 
 Example:
   >>> import jaxgd
@@ -17,7 +16,7 @@ Example:
 
 References:
   [MGH] Moré, Garbow and Hillstrom, Testing unconstrained optimization software, ACM
-  TOMS 7 (1981). All others are in ``jaxgd/_classical.py``.
+  TOMS 7 (1981). A hundred more are in ``benchmarks/classical_problems.py``.
 """
 
 from collections.abc import Callable
@@ -29,8 +28,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-
-from jaxgd import _classical
 
 
 class Problem(NamedTuple):
@@ -68,39 +65,7 @@ def rosenbrock(n=2, *, dtype=np.float32) -> Problem:
     if n < 2 or n % 2:
         raise ValueError(f"n must be even and positive, got {n}: take n + 1.")
     init = np.tile(np.array([-1.2, 1.0], dtype), n // 2)
-    return Problem(
-        f"rosenbrock_{n}", _classical.rosenbrock, init, None, np.ones(n, dtype), 0.0
-    )
-
-
-def classical(*, dtype: Any = np.float32) -> tuple[Problem, ...]:
-    """A hundred classical test functions with their standard starts and minima.
-
-    All of MGH, some at more than one size, and the well-known functions of the surveys
-    and collections named in ``jaxgd/_classical.py``, with 2 to 1000 parameters, one
-    array of shape (n,). They were not chosen by who solves them: among them are
-    functions that defeat first-order methods (``meyer``, ``brown_badly_scaled``,
-    ``powell_badly_scaled``), flat ones (``schittkowski_213``) and regressions of NIST
-    whose parameters differ in scale by a factor of 1e8.
-
-    Where a function has several minima, value and solution are those that descent from
-    the start runs into, and value is None where that depends on the method
-    (``trigonometric_100``). ``brown_badly_scaled`` (minimizer (1e6, 2e-6)) and
-    ``powell_singular`` (singular Hessian at the minimizer) are hard in float32.
-    """
-    return tuple(
-        Problem(
-            name,
-            jax.tree.map(lambda data: data.astype(dtype), fun)
-            if isinstance(fun, Partial)
-            else fun,
-            np.array(init, dtype),
-            None,
-            None if solution is None else np.array(solution, dtype),
-            value,
-        )
-        for name, _, fun, init, solution, value in _classical.TABLE
-    )
+    return Problem(f"rosenbrock_{n}", _rosenbrock, init, None, np.ones(n, dtype), 0.0)
 
 
 # With data.
@@ -231,12 +196,21 @@ def _quadratic(matrix, center, params):
 # Objectives with data: means over the rows of a batch.
 
 
+def _rosenbrock(params):
+    x, y = params[0::2], params[1::2]
+    return jnp.sum((10.0 * (y - x**2)) ** 2) + jnp.sum((1.0 - x) ** 2)
+
+
 def _penalty(penalty, params):
     return 0.5 * (penalty * jnp.sum(params["weights"] ** 2))
 
 
 def _affine(params, x):
-    return x @ params["weights"] + params["intercept"]
+    return _shifted(x @ params["weights"], params["intercept"])
+
+
+def _shifted(rows, by):
+    return rows + (by[None] if jnp.ndim(by) else by)
 
 
 def _ridge(penalty, params, batch):
@@ -264,8 +238,8 @@ def _perceptron(activation, params, batch):
     x, y = batch
     *hidden, last = params
     for layer in hidden:
-        x = activation(x @ layer["weights"] + layer["bias"])
-    return _cross_entropy(x @ last["weights"] + last["bias"], y)
+        x = activation(_shifted(x @ layer["weights"], layer["bias"]))
+    return _cross_entropy(_shifted(x @ last["weights"], last["bias"]), y)
 
 
 def _mlp_tanh(params, batch):

@@ -1,16 +1,54 @@
-"""Shared fixtures: a compile counter, 64-bit numbers, a headless Matplotlib."""
+"""Two tiers, a compile counter, 64-bit numbers, a headless Matplotlib.
+
+``pytest`` runs the quick tier, ``pytest -m ''`` all. A test marked ``full`` is not in
+the quick one; of one marked ``thin(n)``, every n-th of its cases is. What compares bits
+of different programs, or steps that rounding leads, is marked ``optimized``: it needs
+the programs that users have.
+"""
 
 import contextlib
 import os
+import sys
+from importlib.metadata import version
+from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import jax
 import pytest
 
-from jaxgd import _rows
+from jaxgd._rows import order as _rows
+
+# For benchmarks, which are no part of the package: behind the installed one.
+sys.path.append(str(Path(__file__).parent.parent))
 
 _compilations = 0
+
+
+def pytest_configure(config):
+    """Most of the time was XLA optimizing programs that run once.
+
+    It does next to nothing now, but for all tests and for those marked ``optimized``.
+    Here is early enough: JAX reads the flags where it finds devices.
+    """
+    flags = []
+    if version("jaxlib").startswith(("0.10.", "0.11.")):  # later ones do not know it
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    if "not" in config.option.markexpr:
+        flags.append("--xla_backend_optimization_level=0")
+    os.environ.setdefault("XLA_FLAGS", " ".join(flags))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    cases = {}
+    for item in items:
+        thin = item.get_closest_marker("thin")
+        if thin is not None:
+            test = item.nodeid.split("[")[0]
+            case = cases[test] = cases.get(test, -1) + 1
+            if case % thin.args[0]:
+                item.add_marker(pytest.mark.full)
 
 
 def _listen(event, duration, **_):

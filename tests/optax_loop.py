@@ -39,7 +39,7 @@ def rows_of(step, batch_size):
     return np.tile(rows, np.lcm(N, BATCH) // rows.size)
 
 
-def by_hand(rule, batch_size=None, extras=None, jit=False, steps=STEPS):
+def by_hand(rule, batch_size=None, extras=None, jit=False, steps=STEPS, y=Y):
     """(params, opt_state) after ``steps`` steps of a plain loop."""
     if isinstance(rule, optax.GradientTransformation):
         rule = optax.with_extra_args_support(rule)
@@ -60,7 +60,7 @@ def by_hand(rule, batch_size=None, extras=None, jit=False, steps=STEPS):
     state = rule.init(params)
     for t in range(steps):
         rows = rows_of(t, batch_size)
-        params, state = step(params, state, (X[rows], Y[rows]))
+        params, state = step(params, state, (X[rows], y[rows]))
     return params, state
 
 

@@ -10,7 +10,10 @@ import optax
 import pytest
 
 import jaxgd
-from jaxgd import _benchmark, problems
+from jaxgd import problems
+from jaxgd._tools import benchmark
+
+pytestmark = pytest.mark.full
 
 N, D = 600, 40
 
@@ -35,8 +38,8 @@ def clock(monkeypatch):
         lengths.append(steps)
         return 3e-3 + 5e-6 * steps
 
-    real = _benchmark._Programs.run
-    monkeypatch.setattr(_benchmark._Programs, "run", run)
+    real = benchmark._Programs.run
+    monkeypatch.setattr(benchmark._Programs, "run", run)
     return lengths
 
 
@@ -100,7 +103,7 @@ def test_without_data(clock):
 
 
 def test_roofline_is_arithmetic():
-    bench = _benchmark.Benchmark(
+    bench = benchmark.Benchmark(
         steps=10,
         repeats=3,
         rows=5,
@@ -198,7 +201,7 @@ def test_not_inside_jit(data):
 
 
 def test_too_fast_to_be_timed(data, monkeypatch):
-    monkeypatch.setattr(_benchmark._Programs, "run", lambda self, steps: 1.0)
+    monkeypatch.setattr(benchmark._Programs, "run", lambda self, steps: 1.0)
     with pytest.raises(ValueError, match="enough to be timed"):
         jaxgd.benchmark(
             half_mean_square, np.zeros(D, np.float32), data, learning_rate=1e-3, steps=5

@@ -13,7 +13,7 @@ import sys
 import zipfile
 from collections import OrderedDict, namedtuple
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import saved_runs
 from optax import contrib
 from regression import START, X, Y, least_squares
 
 import jaxgd
-from jaxgd import Status, _checkpoint
-from jaxgd._resume import Node
-from jaxgd._step import State
+from jaxgd import Check, Status
+from jaxgd._files import checkpoint, resume
+from jaxgd._files.resume import Node
+from jaxgd._loop.loop import Run
+from jaxgd._loop.step import State
+from jaxgd._result.history import Record
+from jaxgd._stop.judge import Fall, Watch
+
+pytestmark = pytest.mark.thin(4)
 
 HERE = Path(__file__).parent
 
@@ -209,7 +216,7 @@ def test_a_file_is_a_zip_of_arrays_and_a_manifest(tmp_path):
         {"path": ".step", "dtype": "int32", "shape": []},
     ]
     assert manifest["format"] == "jaxgd state"
-    assert manifest["version"] == 1
+    assert manifest["version"] == 2
     assert manifest["jaxgd"] == jaxgd.__version__
 
 
@@ -255,7 +262,7 @@ RULES = {
     "inject": {"optimizer": optax.inject_hyperparams(optax.adam)(learning_rate=0.05)},
     "multi": {"optimizer": optax.MultiSteps(optax.adam(0.05), 3)},
     "masked": {"optimizer": optax.masked(optax.adam(0.05), {"w": True, "b": False})},
-    "default": {},  # spectral steps, or the parabola along each
+    "default": {},  # quasi-Newton steps, or the parabola along each
     "schedule_free": {"optimizer": contrib.schedule_free_adamw(0.05)},
 }
 RUNS = {
@@ -287,6 +294,7 @@ def test_the_runs_cover_every_stop_rule_in_both_regimes():
     )
 
 
+@pytest.mark.thin(6)
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_goes_on_from_a_file(name, tmp_path, count_compilations):
     half = call(name, 17, key=3)
@@ -308,9 +316,9 @@ def resume_here(path, target, name):
     jaxgd.save(target, result.state)
 
 
-def in_another_process(code, *arguments, **settings):
+def in_another_process(code, *arguments, python=sys.executable, **settings):
     return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)],
+        [python, "-W", "ignore", "-c", code, *map(str, arguments)],
         cwd=HERE,
         env={
             **os.environ,
@@ -324,6 +332,7 @@ def in_another_process(code, *arguments, **settings):
     ).stdout
 
 
+@pytest.mark.full
 def test_runs_go_on_in_a_new_process(tmp_path):
     names = [n for n in RUNS if "own" in n][:3]
     assert {RUNS[name][1] for name in names} == {None, 5}
@@ -421,6 +430,214 @@ def test_a_manual_loop_goes_on(tmp_path):
     loaded = jax.tree.unflatten(jax.tree.structure(fresh), jax.tree.leaves(loaded))
     (whole, infos), (expected, likes) = scan(loaded), scan(half)
     assert_same_result((whole, infos), (expected, likes))
+
+
+# Other versions of the library, of Python and of JAX
+
+BY_0_1_0 = json.loads((saved_runs.FILES / "0.1.0.json").read_text())
+
+
+def assert_ends_as(result, told):
+    """Where a run of another version ended, up to rounding."""
+    came = saved_runs.uncut(result)
+    for name in ("steps", "status", "evaluations"):
+        assert came[name] == told[name], name
+    np.testing.assert_allclose(came["value"], told["value"], rtol=1e-5)
+    assert came["params"].keys() == told["params"].keys()
+    for name, param in told["params"].items():
+        np.testing.assert_allclose(came["params"][name], param, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.thin(3)
+@pytest.mark.parametrize("name", saved_runs.RUNS)
+def test_files_of_version_0_1_0_go_on(name, tmp_path):
+    """``python tests/saved_runs.py tests/files`` of 0.1.0 wrote the files."""
+    cut, run = saved_runs.RUNS[name]
+    state = jaxgd.load(saved_runs.FILES / f"{name}-0.1.0.jaxgd")
+    assert state.step == cut
+    assert state.run.rule[0] is None  # its bytecode tells no one anything
+    memory = jax.tree.leaves(state.run.watch.memory)
+    assert 3 in [x for x in memory if x.shape == ()]  # checks in a row, so far
+    assert_ends_as(run(1000, state), BY_0_1_0[name])
+    assert_ends_as(run(1000, passed(state, tmp_path)), BY_0_1_0[name])
+    assert_ends_as(run(1000), BY_0_1_0[name])  # this version cuts nothing shorter
+
+
+OTHER_RULES = {
+    "number": jaxgd.any_of(
+        jaxgd.value_change(rtol=0.0116, patience=8), jaxgd.gradient_norm(atol=1e-7)
+    ),
+    "memory": jaxgd.any_of(
+        jaxgd.params_change(rtol=0.0115, patience=8), jaxgd.gradient_norm(atol=1e-7)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_RULES)
+def test_another_rule_starts_afresh_from_a_file_of_version_0_1_0(name):
+    state = jaxgd.load(saved_runs.FILES / "batch-0.1.0.jaxgd")
+    rule = OTHER_RULES[name]
+    result = saved_runs.call(1000, state, learning_rate=0.1, stop=rule)
+    bare = replace(state, run=replace(state.run, watch=None, rule=None, status=None))
+    expected = saved_runs.call(1000, bare, learning_rate=0.1, stop=rule)
+    assert_same_result(result, expected)
+    assert result.steps > BY_0_1_0["batch"]["steps"]
+
+
+def without(kind, *names):
+    """A class of the library, as a version would have it that lacks some fields."""
+    kept = [name for name in resume.fields_of(kind) if name not in names]
+    return of_another_version(kind, kept)
+
+
+def of_another_version(kind, names):
+    other = jax.tree_util.register_dataclass(make_dataclass(kind.__name__, names))
+    other.__qualname__ = kind.__name__
+    return other
+
+
+def saved_by_another_version(path, state, classes, values, monkeypatch):
+    """Saves ``state`` with its containers of some names made of ``classes``."""
+
+    def remade(part):
+        if type(part) not in resume.OWN.values():
+            return part
+        fields = {n: getattr(part, n) for n in resume.fields_of(type(part))}
+        fields = {n: remade(x) for n, x in fields.items()} | values
+        kind = classes.get(type(part).__name__, type(part))
+        return kind(**{n: fields[n] for n in resume.fields_of(kind)})
+
+    remade = remade(state)
+    with monkeypatch.context() as patch:
+        for name, kind in classes.items():
+            patch.setitem(resume.OWN, name, kind)
+        leaves = []
+        tree = checkpoint._described(remade, "", leaves)
+        checkpoint._write_file(os.fsdecode(path), tree, leaves)
+
+
+# Fields that a file may lack without harm to the step where the rule stops.
+LACKING = {
+    "met": (Run, ["met"]),
+    "arrived": (Run, ["arrived"]),
+    "seen": (Run, ["seen"]),
+    "anchor": (Run, ["anchor"]),
+    "history": (Run, ["history"]),
+    "counters": (Run, ["evaluations", "met", "history"]),
+    "still": (Watch, ["still"]),
+    "extremes": (Watch, ["lowest", "largest"]),
+    "grad_max": (Check, ["grad_max"]),
+    "rows": (Record, ["count"]),
+}
+
+
+@pytest.mark.parametrize("name", LACKING)
+@pytest.mark.parametrize("run", ["batch", "mini_batch"])
+def test_a_field_that_a_file_lacks_starts_afresh(run, name, tmp_path, monkeypatch):
+    kind, names = LACKING[name]
+    cut, go = saved_runs.RUNS[run]
+    state = go(cut).state
+    older = {kind.__name__: without(kind, *names)}
+    saved_by_another_version(tmp_path / "state", state, older, {}, monkeypatch)
+    loaded = jaxgd.load(tmp_path / "state")
+    whole = jax.tree.structure(passed(state, tmp_path))
+    assert (jax.tree.structure(loaded) == whole) == ((run, name) == ("batch", "anchor"))
+    if kind is Run:
+        assert [getattr(loaded.run, name) for name in names] == [None] * len(names)
+    result = go(1000, loaded)
+    assert jax.tree.structure(result.state) == jax.tree.structure(state)
+    if (run, name) == ("mini_batch", "anchor"):  # the change is that of one check
+        assert cut < result.steps < 200
+        return
+    whole = go(1000)
+    assert result.steps == whole.steps
+    assert_same_leaves(result.params, whole.params)
+    taken = 0 if "evaluations" not in names else int(state.run.evaluations)
+    assert result.evaluations == whole.evaluations - taken
+    if "history" not in names and name != "rows":
+        assert_same_leaves(result.history, whole.history)
+
+
+def test_a_state_without_params_is_refused(tmp_path, monkeypatch):
+    state = saved_runs.batch(3).state
+    older = {"State": without(State, "params")}
+    saved_by_another_version(tmp_path / "state", state, older, {}, monkeypatch)
+    loaded = jaxgd.load(tmp_path / "state")
+    assert loaded.params is None
+    with pytest.raises(ValueError, match=r"^state\.params is of another problem"):
+        saved_runs.batch(3, loaded)
+
+
+Later = of_another_version(Check, ["x", "y"])
+
+
+@pytest.mark.parametrize("run", ["batch", "mini_batch"])
+def test_a_field_that_is_not_known_is_passed_over(run, tmp_path, monkeypatch):
+    cut, go = saved_runs.RUNS[run]
+    state = go(cut).state
+    later = {
+        kind.__name__: of_another_version(
+            kind, ["first", *resume.fields_of(kind), "last", "nothing"]
+        )
+        for kind in (State, Run, Watch, Fall, Check, Record)
+    }
+    Later.__qualname__ = "Later"
+    later["Later"] = Later
+    values = {
+        "first": {"a": [one(1), None, (one(2),)], "b": Pair(one(3), Later(one(4), {}))},
+        "last": jax.random.key(0),
+        "nothing": None,
+    }
+    path = tmp_path / "state"
+    saved_by_another_version(path, state, later, values, monkeypatch)
+
+    def of_dtypes_to_come(manifest, _):
+        for leaf in manifest["leaves"]:
+            if "first" in leaf["path"]:
+                leaf.update(dtype="float256", shape="many", later=True)
+
+    edit(path, of_dtypes_to_come)
+    loaded = jaxgd.load(path)
+    assert jax.tree.structure(loaded) == jax.tree.structure(passed(state, tmp_path))
+    assert_same_leaves(loaded, state)
+    assert_same_result(go(1000, loaded), go(1000, state))
+
+
+def test_members_and_keys_that_are_not_known_are_passed_over(tmp_path):
+    def more(manifest, members):
+        members["../../evil"] = b"x"
+        members["3.npy"] = b"of no leaf"
+        manifest["later"] = {"parts": [1, 2, 3]}
+        manifest["leaves"][0]["later"] = 3
+        manifest["tree"]["later"] = [[]]
+
+    change(tmp_path / "a", lambda *_: None)
+    change(tmp_path / "b", more)
+    with zipfile.ZipFile(tmp_path / "b", "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("notes.txt", "of mine " * 1000)
+    a, b = (jaxgd.load(tmp_path / name) for name in "ab")
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    assert_same_leaves(a, b)
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+def test_a_run_goes_on_in_another_version_of_python_and_jax(tmp_path):
+    """``JAXGD_OTHER_PYTHON`` is its interpreter, and has JAX and optax."""
+    python = os.environ.get("JAXGD_OTHER_PYTHON")
+    if not python:
+        pytest.skip("JAXGD_OTHER_PYTHON names no interpreter of another version")
+    code = (
+        "import json, sys, jax, saved_runs\n"
+        "steps = saved_runs.cut_and_go_on(sys.argv[1], 'there', 'here')\n"
+        "print(json.dumps([[*sys.version_info[:2]], jax.__version__, steps]))"
+    )
+    here = saved_runs.cut_and_go_on(tmp_path, "here", None)
+    told = in_another_process(code, tmp_path, python=python)
+    version, jax_version, there = json.loads(told)
+    assert (version, jax_version) != ([*sys.version_info[:2]], jax.__version__)
+    again = saved_runs.cut_and_go_on(tmp_path, "here", "there")
+    # No step depends on rounding, so all four agree.
+    assert here["uncut"] == there["uncut"] == there["resumed"] == again["resumed"]
 
 
 # What does not fit is named
@@ -532,7 +749,7 @@ def test_doubles_do_not_turn_into_floats_unnoticed(trained, tmp_path):
 @pytest.mark.parametrize(
     ("parts", "path"),
     [
-        ({"history": None}, "state.run.history"),
+        ({"history": one(1)}, "state.run.history"),
         ({"checks": {"step": one(1)}}, "state.run.checks"),
         ({"evaluations": np.float32(1)}, "state.run.evaluations"),
         ({"status": one(1)}, "state.run.status"),
@@ -660,7 +877,7 @@ def test_the_working_folder(tmp_path, monkeypatch):
 KILLS = """
 import json, os, random, signal, sys, time
 import numpy as np, jaxgd
-from jaxgd._step import State
+from jaxgd import State
 
 # No array of JAX in sight: nothing has started a thread, so forking is sound.
 path, kills = sys.argv[1], int(sys.argv[2])
@@ -691,6 +908,7 @@ print(json.dumps([steps, left]))
 """
 
 
+@pytest.mark.full
 def test_a_hundred_kills_leave_no_torn_file(tmp_path):
     steps, left = json.loads(in_another_process(KILLS, tmp_path / "state", 100))
     assert steps == sorted(steps)
@@ -774,6 +992,11 @@ def npy(array):
 def change(path, what, **other):
     """A file in order but for what ``what(manifest, members)`` changes."""
     jaxgd.save(path, state_of({"w": one(1), "k": jax.random.key(0)}))
+    edit(path, what, **other)
+
+
+def edit(path, what, **other):
+    """Changes a file by ``what(manifest, members)``."""
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     manifest = json.loads(members.pop("manifest.json"))
@@ -802,10 +1025,6 @@ def removed(manifest, members):
     del members["1.npy"]
 
 
-def more(manifest, members):
-    members["../../evil"] = b"x"
-
-
 def other_array(array):
     def what(manifest, members):
         members["1.npy"] = npy(array)
@@ -831,14 +1050,25 @@ def deep_tree(depth):
     return what
 
 
+def deep_field(depth):
+    """Of a class of the library, and unknown."""
+
+    def what(manifest, members):
+        own("Check", [".x"], [77])(manifest, members)
+        tree = '{"parts": [' * depth + "]}" * depth
+        return json.dumps(manifest).replace("77", tree)
+
+    return what
+
+
 def node(**parts):
     return setting({"kind": "other", **parts}, "tree", "parts", 1)
 
 
 HOSTILE = {
     "later": (
-        lambda m, _: m.update(version=2, jaxgd="9.1"),
-        r"written by a later jaxgd \(9.1, layout 2; this one reads 1\): upgrade",
+        lambda m, _: m.update(version=3, jaxgd="9.1"),
+        r"written by a later jaxgd \(9.1, layout 3; this one reads 2\): upgrade",
     ),
     "version_0": (setting(0, "version"), "there is no layout 0"),
     "version_text": (setting("1", "version"), "'version' in its manifest is no int"),
@@ -854,10 +1084,9 @@ HOSTILE = {
     "leaves_object": (setting({}, "leaves"), "'leaves' in its manifest is no list"),
     "leaf_number": (setting(3, "leaves", 1), "leaf 1 is no JSON object"),
     "leaf_path": (setting(3, "leaves", 1, "path"), "'path' in its manifest is no str"),
-    "too_few": (lambda m, _: m["leaves"].clear(), "manifest and members do not agree"),
+    "too_few": (lambda m, _: m["leaves"].clear(), "its tree names leaves out of order"),
     "renamed": (renamed, "manifest and members do not agree"),
     "removed": (removed, "manifest and members do not agree"),
-    "more": (more, "manifest and members do not agree"),
     "dtype_object": (setting("object", "leaves", 1, "dtype"), "unknown dtype 'object'"),
     "dtype_long": (setting("U" * 10**5, "leaves", 1, "dtype"), "unknown dtype 'UUU"),
     "dtype_list": (setting([], "leaves", 1, "dtype"), "'dtype' in its manifest"),
@@ -895,8 +1124,13 @@ HOSTILE = {
     "keys_fewer": (setting(["k"], "tree", "parts", 0, "keys"), "dict of its tree"),
     "own_unknown": (own("Result", [], []), "unknown class 'Result'"),
     "own_module": (own("os.system", [], []), "unknown class 'os.system'"),
-    "own_fewer": (own("Check", [], []), "its Check has not the fields"),
-    "own_other": (own("State", [".x"] * 4, [None] * 4), "its State has not the fields"),
+    "own_names": (own("Check", [".step"], []), "not a name for each part"),
+    "own_numbers": (own("Check", [1], [None]), "not a name for each part"),
+    "own_twice": (own("Check", [".step"] * 2, [None] * 2), "two fields of one name"),
+    "own_parts": (own("Check", [".step"], None), "'parts' in its manifest is no list"),
+    "unknown_order": (own("Check", [".x"], [5]), "its tree names leaves out of order"),
+    "unknown_text": (own("Check", [".x"], ["y"]), "a node of its tree is no JSON"),
+    "unknown_deep": (deep_field(20_000), "RecursionError"),
     "node_names": (node(**{"class": "A", "names": ["a"], "parts": []}), "not a name"),
     "node_numbers": (
         node(**{"class": "A", "names": [1], "parts": [None]}),
@@ -1013,6 +1247,6 @@ def test_a_disk_that_fails_is_not_the_files_fault(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(_checkpoint, "_read", fail)
+    monkeypatch.setattr(checkpoint, "_read", fail)
     with pytest.raises(OSError, match="Input/output"):
         jaxgd.load(tmp_path / "state")

@@ -76,6 +76,7 @@ NUMBERS = {
 }
 
 
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("batch_size", [None, 8])
 @pytest.mark.parametrize("name", NUMBERS)
 def test_new_numbers_cost_no_compilation(name, batch_size, count_compilations):

@@ -10,6 +10,8 @@ from jax.flatten_util import ravel_pytree
 import jaxgd
 from jaxgd import Status, problems
 
+pytestmark = pytest.mark.thin(4)
+
 
 def largest_eigenvalue(problem, params):
     flat, back = ravel_pytree(params)
@@ -43,6 +45,7 @@ VERDICTS = (
 )
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize(
     "problem", [QUADRATIC, RIDGE, LOGISTIC], ids=["quadratic", "ridge", "logistic"]
 )
@@ -122,6 +125,7 @@ def test_it_needs_no_history_and_no_stop_rule(how):
     assert found.stable_learning_rate == pytest.approx(2.89, rel=0.01)
 
 
+@pytest.mark.full
 def test_lanes_have_their_own():
     rates = jnp.array([1e-3, 1.0, 3.0])
     results = jax.vmap(lambda rate: call(QUADRATIC, learning_rate=rate, max_steps=100))(
@@ -185,6 +189,7 @@ def test_a_run_that_blows_up_in_its_first_step_says_so():
 # Rules and regimes for which the curvature means less, or nothing.
 
 
+@pytest.mark.full
 def test_the_curvature_of_other_rules_is_no_limit_of_their_rate():
     for optimizer, rate in ((optax.adam, 1e-4), (optax.rmsprop, 1e-4)):
         found = call(RIDGE, optimizer=optimizer, learning_rate=rate).diagnosis
@@ -268,5 +273,6 @@ def test_where_nothing_curves_up_no_rate_is_called_too_small(fun):
 
 
 def test_an_objective_without_a_bound_is_called_that():
-    found = jaxgd.minimize(lambda x: -jnp.sum(x**2), jnp.ones(2)).diagnosis
-    assert "unbounded below" in found.advice
+    result = jaxgd.minimize(lambda x: -jnp.sum(x**2), jnp.ones(2))
+    assert "unbounded below" in result.diagnosis.advice
+    assert "unbounded below" in str(result)

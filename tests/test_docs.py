@@ -60,6 +60,7 @@ def test_every_public_name_is_documented(name):
             assert (value.__doc__ or "").strip() or name in ("Check",), method
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_every_function_has_an_example_that_runs(name):
     tests = examples_of(FUNCTIONS[name], name)
@@ -101,6 +102,7 @@ def test_blocks_are_found():
     assert blocks(text) == [(2, "x = 1\n"), (8, "y = x\n")]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_page_runs(page, tmp_path, monkeypatch):
     found = blocks(page.read_text())

@@ -10,6 +10,7 @@ from regression import START, X, Y, least_squares
 import jaxgd
 
 
+@pytest.mark.thin(5)
 @pytest.mark.parametrize("optimizer", [None, optax.sgd, optax.adam, optax.rmsprop])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
 @pytest.mark.parametrize("wide", [False, True])
@@ -38,6 +39,7 @@ def test_dtypes_stay(dtype, optimizer, wide):
         np.testing.assert_allclose(w, np.arange(4), atol=1.1)
 
 
+@pytest.mark.full
 def test_x64_with_float32_parameters(x64):
     start = {"w": np.zeros(4, np.float32), "b": np.zeros((), np.float32)}
     for arguments in (

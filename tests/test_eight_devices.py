@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.full
+
 HERE = Path(__file__).parent
 FILES = sorted(path.name for path in (HERE / "eight_devices").glob("test_*.py"))
 FLAG = "--xla_force_host_platform_device_count=8"

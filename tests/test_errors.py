@@ -1,5 +1,6 @@
 """Bad input is refused before compilation, in one sentence; good input is not."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -8,8 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.sparse
+from jax.experimental import sparse
 
 import jaxgd
+from jaxgd._rows.order import as_key
 
 N = 8
 X = np.linspace(-1, 1, 3 * N, dtype=np.float32).reshape(N, 3)
@@ -114,6 +118,7 @@ FREE = optax.contrib.schedule_free_sgd(0.1)
 SEARCH = optax.scale_by_backtracking_linesearch(5)
 PAIR = {"w": START, "b": np.zeros(2, np.float32)}
 ONES = jnp.ones(3)
+WIDE = np.arange(N) + np.array([0] * (N - 1) + [2**32])
 
 
 # id, call, exception, fragments of its message
@@ -300,6 +305,60 @@ REFUSED = [
         ValueError,
         "data rows 2147483648 fewer",
     ),
+    (
+        "data_bcoo",
+        regression(data=(sparse.BCOO.fromdense(X), Y)),
+        TypeError,
+        "data[0] dense sparse BCOO (8,~3) todense() args Stream",
+    ),
+    (
+        "data_bcsr",
+        regression(data={"x": sparse.BCSR.fromdense(X)}),
+        TypeError,
+        "data['x'] dense sparse BCSR (8,~3) todense() args Stream",
+    ),
+    (
+        "data_scipy_matrix",
+        regression(data=(scipy.sparse.csr_matrix(X), Y)),
+        TypeError,
+        "data[0] dense sparse csr_matrix (8,~3) todense() args Stream",
+    ),
+    (
+        "data_scipy_array",
+        regression(data=scipy.sparse.coo_array(X)),
+        TypeError,
+        "data dense sparse coo_array (8,~3) todense() args Stream",
+    ),
+    (
+        "data_ids",
+        regression(data=(X, WIDE)),
+        ValueError,
+        "data[1] int32 4294967303 [7] jax.enable_x64 renumber",
+    ),
+    (
+        "data_ids_negative",
+        regression(data=(X, -WIDE)),
+        ValueError,
+        "data[1] int32 -4294967303 [7] jax.enable_x64 renumber",
+    ),
+    (
+        "data_ids_unsigned",
+        regression(data=(X, WIDE.astype(np.uint64))),
+        ValueError,
+        "data[1] uint32 4294967303 [7] jax.enable_x64 renumber",
+    ),
+    (
+        "data_ids_other_order",
+        regression(data=(X, WIDE.astype(">i8").reshape(N, 1))),
+        ValueError,
+        "data[1] int32 4294967303 [7,~0] jax.enable_x64 renumber",
+    ),
+    (
+        "shard_rows_ids",
+        lambda: jaxgd.shard_rows({"ids": WIDE}),
+        ValueError,
+        "data['ids'] int32 4294967303 [7] jax.enable_x64 renumber",
+    ),
     # args
     (
         "args_array",
@@ -312,6 +371,34 @@ REFUSED = [
     ("args_str", plain(args=("l2",)), TypeError, "args[0] 'l2' array fun"),
     ("args_function", plain(args=(bowl,)), TypeError, "args[0] bowl array fun"),
     ("args_big", plain(args=(2**40,)), ValueError, "args[0] 1099511627776 int32 array"),
+    (
+        "args_ids",
+        plain(args=({"ids": WIDE},)),
+        ValueError,
+        "args[0]['ids'] int32 4294967303 [7] jax.enable_x64 renumber",
+    ),
+    (
+        "fun_ids",
+        plain(jax.tree_util.Partial(lambda ids, x: bowl(x), WIDE)),
+        ValueError,
+        "fun int32 4294967303 [7] jax.enable_x64 renumber",
+    ),
+    (
+        "hyperparams_ids",
+        regression(
+            optimizer=lambda rate, ids: optax.sgd(rate),
+            learning_rate=0.1,
+            hyperparams={"ids": WIDE},
+        ),
+        ValueError,
+        "hyperparams['ids'] int32 4294967303 [7] jax.enable_x64 renumber",
+    ),
+    (
+        "sweep_ids",
+        lambda: jaxgd.sweep(lambda x, i: bowl(x - i), START, over={"args": (WIDE,)}),
+        ValueError,
+        "over['args'][0] int32 4294967303 [7] jax.enable_x64 renumber",
+    ),
     # batch_size, microbatch_size, strata, history_rows
     ("batch_0", regression(batch_size=0), ValueError, "batch_size at~least~1 0 pass"),
     (
@@ -985,6 +1072,12 @@ REFUSED = [
     ),
     ("state_str", regression(state="run.npz"), TypeError, "state Result.state str"),
     (
+        "state_before_the_start",
+        regression(state=replace(BATCH, step=np.int32(-3))),
+        ValueError,
+        "state.step at~least~0 -3 pass",
+    ),
+    (
         "state_result",
         regression(state=RESULT),
         TypeError,
@@ -1280,8 +1373,10 @@ REFUSED = [
     ("call", "kind", "fragments"),
     [pytest.param(*row[1:], id=row[0]) for row in REFUSED],
 )
-def test_refused(call, kind, fragments):
+def test_refused(call, kind, fragments, request):
     jax.clear_caches()  # so that even jax.random.key(0) would be compiled anew
+    if "state_of_other" in request.node.name:  # is compared when the key is there
+        as_key(0)
     before = len(compilations)
     with pytest.raises(kind) as caught:
         call()
@@ -1528,6 +1623,7 @@ def quick_compiler():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.mark.thin(8)
 @pytest.mark.usefixtures("quick_compiler")
 @pytest.mark.parametrize("call", [pytest.param(row[1], id=row[0]) for row in ACCEPTED])
 def test_accepted(call):

@@ -11,6 +11,8 @@ from sklearn import datasets, linear_model
 import jaxgd
 from jaxgd import problems
 
+pytestmark = pytest.mark.thin(4)
+
 X = np.array([[1.0, 2.0], [1.0, 3.0], [1.0, 4.0]])
 Y = np.array([2.0, 5.0, 9.0])
 
@@ -139,8 +141,14 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("batch_size", [None, 1, 7])
-@pytest.mark.parametrize("name", RULES)
+# All sizes of batches for one rule, each other rule with one of them by turns.
+SIZES = [None, 1, 7]
+PAIRS = [("sgd", size) for size in SIZES]
+PAIRS += [(name, SIZES[i % 3]) for i, name in enumerate(RULES) if name != "sgd"]
+
+
+@pytest.mark.thin(5)
+@pytest.mark.parametrize(("name", "batch_size"), PAIRS)
 def test_rules_equal_a_hand_written_loop(name, batch_size):
     rule, arguments = RULES[name]
     # A line search near the optimum amplifies rounding: few steps for those.
@@ -162,6 +170,7 @@ def test_rules_equal_a_hand_written_loop(name, batch_size):
         np.testing.assert_allclose(result.history.value, values, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.full
 def test_learning_rates_in_the_history():
     steps = np.arange(50)
     for name, expected in (
@@ -288,6 +297,7 @@ def test_logistic_on_breast_cancer_equals_scikit_learn(x64):
     )
 
 
+@pytest.mark.full
 def test_multinomial_on_digits_equals_scikit_learn(x64):
     x, y = datasets.load_digits(return_X_y=True)
     x = x / 16.0

@@ -8,6 +8,8 @@ import pytest
 
 from jaxgd import Status
 
+pytestmark = pytest.mark.full
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 

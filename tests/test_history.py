@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxgd
-from jaxgd._history import empty_record, extend, history_of, stride, trimmed
+from jaxgd._result.history import empty_record, extend, history_of, stride, trimmed
 
 K = 16  # rows offered at once; count says how many of them are meant
 
@@ -128,6 +128,7 @@ RUN = partial(
 )
 
 
+@pytest.mark.full
 def test_a_thinned_history_has_the_rows_of_the_whole_one():
     whole = RUN(max_steps=300, history_rows=1000)
     assert whole.history.step.tolist() == list(range(300))

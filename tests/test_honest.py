@@ -8,6 +8,8 @@ import pytest
 import jaxgd
 from jaxgd import Status
 
+pytestmark = pytest.mark.thin(4)
+
 SCALES = jnp.array([1.0, 10.0])
 
 
@@ -96,12 +98,12 @@ OUTCOMES = {
         Status.PARAMS_SETTLED,
         1,
     ),
-    "value settled near the minimum": (
+    "value settled within rounding of the minimum": (
         quadratic,
         ONE + 1e-7,
         0.1,
         {"stop": VALUE(1e-6)},
-        Status.VALUE_SETTLED,
+        Status.STALLED,  # at rounding from its start: no gradient has become small
         None,
     ),
     "tiny rate, value": (
@@ -136,7 +138,7 @@ OUTCOMES = {
         ZERO,
         0.2,
         {"stop": jaxgd.gradient_norm(1e-30), "max_steps": 50_000},
-        Status.STALLED,
+        Status.PRECISION_REACHED,
         None,
     ),
     "flat": (flat, ZERO, 0.1, {}, Status.GRADIENT_SMALL, 0),
@@ -165,6 +167,7 @@ OUTCOMES = {
 }
 
 
+@pytest.mark.thin(6)
 @pytest.mark.parametrize("name", OUTCOMES)
 def test_status_steps_and_numbers(name):
     fun, start, rate, arguments, status, steps = OUTCOMES[name]
@@ -172,7 +175,8 @@ def test_status_steps_and_numbers(name):
     assert Status(int(result.status)) == status
     if steps is not None:
         assert result.steps == steps
-    assert bool(result.converged) == (status in list(Status)[1:5])
+    good = [*list(Status)[1:5], Status.AT_REST, Status.PRECISION_REACHED]
+    assert bool(result.converged) == (status in good)
     if status is not Status.NON_FINITE:
         assert np.isfinite(result.params).all()
     # The numbers are those at the returned parameters.
@@ -182,7 +186,10 @@ def test_status_steps_and_numbers(name):
     np.testing.assert_allclose(result.grad_norm, norm, rtol=1e-5)
     assert result.evaluations == result.steps + 1
     assert len(result.history.step) == result.steps or result.steps > 1000
-    assert result.message == status.message
+    # What was not finite, or a gradient of zero everywhere, is told after that.
+    only_gradient = status is Status.NON_FINITE and np.isfinite(value)
+    first = "At the start the value is finite" if only_gradient else status.message
+    assert result.message.startswith(first)
     np.testing.assert_array_equal(
         result.history.value[:1], fun(start) if result.steps else []
     )
@@ -331,6 +338,7 @@ def test_mini_batch_checks_see_the_full_objective(batch_size):
         np.testing.assert_allclose(part.grad_norm, checks.grad_norm[i], rtol=1e-4)
 
 
+@pytest.mark.full
 def test_mini_batch_rules():
     run = lambda **kw: jaxgd.minimize(
         least_squares, ZERO, (X, Y), batch_size=10, **({"epochs": 200} | kw)
@@ -380,7 +388,7 @@ def test_an_overflowing_mini_batch_run_keeps_the_last_finite_iterate():
     for t in range(200):
         rows = np.asarray(jaxgd.batch_rows(0, 50, 7, t))
         value, grad = jax.value_and_grad(least_squares)(params, (X[rows], Y[rows]))
-        if not (np.isfinite(value) and np.isfinite(jnp.sum(grad**2))):
+        if not (np.isfinite(value) and np.isfinite(grad).all()):
             break
         good, last = t, params
         params = params - rate * grad
@@ -456,6 +464,7 @@ def test_tiny_gradients_are_not_taken_for_zero():
     np.testing.assert_allclose(result.params, 1, atol=0.02)
 
 
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("start", [3.0, 2.0, 0.0])
 @pytest.mark.parametrize("scale", [1e-25, 1.0, 1e15])
 def test_one_parameter_at_every_scale(start, scale):
@@ -486,6 +495,7 @@ def bad_batch(p, batch):  # not finite where all rows of a batch are the same
     return jnp.mean((p - batch) ** 2) / jnp.where(jnp.std(batch) > 0, 1.0, 0.0)
 
 
+@pytest.mark.filterwarnings("ignore:fun is no mean")
 def test_a_batch_that_is_bad_at_a_check():
     data = jnp.array([0.0, 0.0, 1.0, 2.0])
     key = next(  # the first bad batch is that of step 2, after the first check

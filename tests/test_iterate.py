@@ -60,6 +60,7 @@ RUNS = {
 }
 
 
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("name", RUNS)
 def test_every_cut_has_the_same_bits(name):
     fun, kw = RUNS[name]
@@ -100,6 +101,7 @@ FUNCTIONS = {
 }
 
 
+@pytest.mark.thin(5)
 @pytest.mark.parametrize("optimizer", [None, optax.lbfgs()], ids=["no rate", "lbfgs"])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_line_search_does_not_see_the_cuts(name, optimizer):

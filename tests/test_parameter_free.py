@@ -12,12 +12,14 @@ import pytest
 from regression import START, X, Y, least_squares
 
 import jaxgd
-from jaxgd._rules import evaluation_params, has_evaluation_params, rate_used
+from jaxgd._rules.adapter import evaluation_params, has_evaluation_params, rate_used
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks import parameter_free, tasks
 from benchmarks._measure import Options
+
+pytestmark = pytest.mark.thin(4)
 
 X, Y = np.asarray(X), np.asarray(Y)
 
@@ -159,6 +161,7 @@ def test_resuming_changes_no_bit():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.full
 def test_exact_length_jit_and_lanes():
     plain = run(max_steps=60)
     exact = run(max_steps=60, stop=None)
@@ -174,6 +177,7 @@ def test_exact_length_jit_and_lanes():
     assert np.ptp(lanes) > 0
 
 
+@pytest.mark.full
 def test_a_run_can_be_differentiated(x64):
     def end(scale):
         data = (X.astype(np.float64) * [1, 1, 0, 1], Y.astype(np.float64) * scale)
@@ -253,6 +257,7 @@ def test_zero_gradient_and_missing_arguments():
 QUICK = Options(quick=True)  # two seeds, five epochs
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("batch_size", [1, 32, 256])
 @pytest.mark.parametrize("name", ["breast_cancer_raw", "badly_scaled"])
 def test_never_divergent(name, batch_size):

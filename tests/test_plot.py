@@ -9,6 +9,8 @@ import pytest
 
 import jaxgd
 
+pytestmark = pytest.mark.full
+
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
 plt = pytest.importorskip("matplotlib.pyplot")

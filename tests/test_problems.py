@@ -11,7 +11,10 @@ from jax.tree_util import Partial
 from sklearn.datasets import load_diabetes
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from jaxgd import _classical, problems
+from benchmarks.classical_problems import TABLE, classical
+from jaxgd import problems
+
+pytestmark = pytest.mark.thin(12)
 
 f64 = {"dtype": np.float64}
 rng = np.random.default_rng(0)
@@ -186,7 +189,7 @@ METHODS = {
 
 @cache
 def by_name(dtype):
-    return {p.name: p for p in problems.classical(dtype=dtype)}
+    return {p.name: p for p in classical(dtype=dtype)}
 
 
 def make(name, dtype=np.float64):
@@ -249,11 +252,11 @@ def minimum(problem, method="BFGS"):
 
 
 def test_the_table_of_published_values_is_complete():
-    assert list(PUBLISHED) == [p.name for p in problems.classical()]
+    assert list(PUBLISHED) == [p.name for p in classical()]
     assert len(PUBLISHED) >= 60
-    numbers = {int(ref[4:]) for _, ref, *_ in _classical.TABLE if ref[:3] == "MGH"}
+    numbers = {int(ref[4:]) for _, ref, *_ in TABLE if ref[:3] == "MGH"}
     assert numbers == set(range(1, 36))
-    sizes = [p.init.size for p in problems.classical()]
+    sizes = [p.init.size for p in classical()]
     assert (min(sizes), max(sizes)) == (2, 1000)
 
 

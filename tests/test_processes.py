@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 import jaxgd
-from jaxgd import _processes
+from jaxgd._devices import processes
+
+pytestmark = pytest.mark.full
 
 WORKER = Path(__file__).parent / "processes" / "worker.py"
 EXAMPLE = Path(__file__).parent.parent / "examples" / "two_processes.py"
@@ -30,7 +32,8 @@ def started(task, folder, processes, devices):
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     flag = f"--xla_force_host_platform_device_count={devices}"
-    env = {**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, str(WORKER), task, str(folder), port, str(processes)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     running = [
@@ -211,7 +214,7 @@ jax.tree_util.register_pytree_node(
 
 def test_arguments_are_told_apart_by_numbers_not_by_addresses():
     def told(weights, activation):
-        return _processes._print_of({"layer": Layer(weights, activation)})
+        return processes._print_of({"layer": Layer(weights, activation)})
 
     same = told(np.ones(3, "f"), lambda x: x)
     assert told(np.ones(3, "f"), lambda x: x) == same  # of another address
@@ -224,4 +227,4 @@ def test_arguments_are_told_apart_by_numbers_not_by_addresses():
     ):
         assert told(other, lambda x: x) != same
     key = jax.random.key(0)
-    assert _processes._print_of(key) != _processes._print_of(jax.random.key(1))
+    assert processes._print_of(key) != processes._print_of(jax.random.key(1))

@@ -14,6 +14,7 @@ import pytest
 
 import jaxgd
 from jaxgd import Status
+from jaxgd._rows.order import first_place, place_at
 
 X = np.linspace(-1, 1, 8, dtype=np.float32)
 DATA = (X, 2 * X)
@@ -40,7 +41,7 @@ def single():
 @pytest.fixture(scope="module")
 def lanes():
     one = lambda center, rate: jaxgd.minimize(
-        bowl, jnp.zeros(2), args=(center,), learning_rate=rate, max_steps=17
+        bowl, jnp.zeros(2), args=(center,), learning_rate=rate, max_steps=25
     )
     return jax.vmap(one)(jnp.array([2.0, 0.0, 2.0]), jnp.array([0.25, 0.25, 0.01]))
 
@@ -60,6 +61,8 @@ def test_codes_are_fixed():
         ("STALLED", 6),
         ("DIVERGED", 7),
         ("NON_FINITE", 8),
+        ("AT_REST", 9),
+        ("PRECISION_REACHED", 10),
     ]
 
 
@@ -79,13 +82,13 @@ REPORTS = {
     "converged": (
         lambda: descend(),
         """\
-Converged after 17 steps. The gradient is small.
-  objective      8 -> 4.65661e-10
-  gradient norm  5.65685 -> 4.31584e-05
-  stop rule      gradient norm 4.31584e-05 <= 5.75685e-05: holds
+Converged after 25 steps. The gradient is small.
+  objective      8 -> 0
+  gradient norm  5.65685 -> 0
+  stop rule      expected decrease 0 <= 0: holds
   learning rate  0.25
-  steps          17 of at most 1000
-  evaluations    18
+  steps          25 of at most 1000
+  evaluations    26
   diagnosis      good: The rate is 0.25 times the stable limit 1 (2 over the \
 curvature 2).""",
     ),
@@ -95,7 +98,7 @@ curvature 2).""",
 Stopped after 1 step. The limit on steps was reached.
   objective      8 -> 2
   gradient norm  5.65685 -> 2.82843
-  stop rule      gradient norm 2.82843 <= 5.75685e-05: does not hold
+  stop rule      expected decrease <= 6e-10: not known yet
   learning rate  0.25
   steps          1, the limit
   evaluations    2
@@ -109,7 +112,7 @@ Stopped after 100 steps. The run stands still before the gradient is small: the 
 are too small, or the numbers are at the limit of their precision.
   objective      8 -> 8
   gradient norm  5.65685 -> 5.65685
-  stop rule      gradient norm 5.65685 <= 5.75685e-05: does not hold
+  stop rule      expected decrease: not known yet
   learning rate  0
   steps          100 of at most 1000
   evaluations    101""",
@@ -156,10 +159,11 @@ def test_the_report_of_bad_ends():
     )
     bad = jaxgd.minimize(bowl, jnp.full(2, jnp.nan), args=(2.0,), learning_rate=4.0)
     assert bad.report() == (
-        "Stopped after 0 steps. The start itself is not finite.\n"
+        "Stopped after 0 steps. The start itself is not finite. params[0] is NaN.\n"
         "  objective      nan\n"
         "  gradient norm  nan\n"
-        "  stop rule      gradient norm: does not hold\n"
+        "  stop rule      expected decrease: does not hold\n"
+        "  learning rate  4\n"
         "  steps          0 of at most 1000\n"
         "  evaluations    1"
     )
@@ -214,24 +218,25 @@ def test_converged_has_the_shape_of_status(single, lanes):
     assert lanes.status.tolist() == [1, 1, 5]
     assert lanes.converged.dtype == bool
     assert lanes.converged.tolist() == [True, True, False]
-    every = replace(single, status=np.arange(9, dtype=np.int32).reshape(3, 3))
+    every = replace(single, status=np.arange(12, dtype=np.int32).reshape(4, 3))
     assert every.converged.tolist() == [
         [False, True, True],
         [True, True, False],
         [False] * 3,
+        [True, True, False],
     ]
 
 
 def test_lanes(single, lanes):
-    assert lanes[0].report() == single.report().replace("most 1000", "most 17").replace(
-        "17 of at most 17", "17, the limit"
+    assert lanes[0].report() == single.report().replace("most 1000", "most 25").replace(
+        "25 of at most 25", "25, the limit"
     )
     assert lanes[1].steps == 0
     assert lanes[1].history.step.shape == (0,)
     assert lanes[-1].status == lanes[2].status
     assert lanes[:2].status.shape == (2,)
     assert lanes[1:][1].status == Status.MAX_STEPS
-    assert lanes[np.array([2, 0])].steps.tolist() == [17, 17]
+    assert lanes[np.array([2, 0])].steps.tolist() == [25, 25]
     grid = jax.tree.map(lambda x: jnp.stack([x, x]), lanes)
     assert grid[1, 2].report() == grid[1][2].report() == lanes[2].report()
     with pytest.raises(TypeError, match="no lanes"):
@@ -273,11 +278,16 @@ def test_rows_seen(single, lanes):
     assert type(single.rows_seen) is int
     result = fit(max_steps=3)
     assert result.rows_seen == 12
-    long = replace(result, steps=np.int32(2**31 - 1))
-    assert long.rows_seen == 4 * (2**31 - 1)
-    wide = replace(long, setting=long.setting._replace(batch_size=2**20))
-    assert wide.rows_seen == 2**20 * (2**31 - 1)
-    assert replace(result, steps=jnp.int32(2**31 - 1)).rows_seen == 4 * (2**31 - 1)
+    for size in (4, 2**20):  # beyond 32 bits, and 2 * 32 of two lanes
+        rows = place_at(
+            first_place(2**20, size, 1, 0), jnp.int32(2**31 - 1), 2**20, size, 1
+        )
+        run = replace(result.state.run, rows=rows)
+        long = replace(result, state=replace(result.state, run=run))
+        assert long.rows_seen == size * (2**31 - 1)
+        run = replace(run, rows=jnp.stack([rows, rows]))
+        both = replace(result, state=replace(result.state, run=run))
+        assert both.rows_seen == 2 * size * (2**31 - 1)
     whole = jaxgd.minimize(line, 0.0, DATA, learning_rate=0.5, max_steps=3)
     assert whole.rows_seen == 24
 
@@ -291,14 +301,14 @@ def test_to_dict(single):
     assert plain["status"] == "GRADIENT_SMALL"
     assert plain["message"] == "The gradient is small."
     assert plain["converged"] is True
-    assert plain["steps"] == 17
-    assert plain["evaluations"] == 18
+    assert plain["steps"] == 25
+    assert plain["evaluations"] == 26
     assert plain["rows_seen"] == 0
     assert plain["aux"] is None
     assert plain["params"] == np.asarray(single.params).tolist()
     assert plain["value"] == float(single.value)
-    assert plain["history"]["step"] == list(range(17))
-    assert plain["history"]["learning_rate"] == [0.25] * 17
+    assert plain["history"]["step"] == list(range(25))
+    assert plain["history"]["learning_rate"] == [0.25] * 25
     assert plain["checks"]["step"] == []
     assert "state" not in plain
 

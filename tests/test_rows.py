@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 import jaxgd
-from jaxgd._rows import divide_product, rows_of_steps
+from jaxgd._rows.order import divide_product, rows_of_steps
 
 
 def orders(n, keys=None, epochs=None):

@@ -12,6 +12,8 @@ from optax import contrib
 import jaxgd
 from jaxgd import problems
 
+pytestmark = pytest.mark.thin(4)
+
 MOMENTUM = {"optimizer": optax.sgd, "hyperparams": {"momentum": 0.9}}
 ADAM = {"optimizer": optax.adam}
 
@@ -34,6 +36,7 @@ ROUTES = [
 ]
 
 
+@pytest.mark.thin(6)
 @pytest.mark.parametrize(("name", "how"), ROUTES)
 def test_as_good_as_the_best_of_a_grid(name, how):
     task = TASKS[name]
@@ -74,6 +77,7 @@ def search(fun=loss, params=START, data=(X, Y), **how):
     return jaxgd.find_learning_rate(fun, params, data, **how)
 
 
+@pytest.mark.full
 def test_a_lane_is_a_run_of_minimize():
     rates = [0.01, 1e-3, 0.1, 5.0]
     found = search(learning_rates=rates, batch_size=20, epochs=4, key=3)
@@ -118,6 +122,7 @@ def test_the_scale_of_the_rates_is_found(scale):
     assert found.suggestion == pytest.approx(plain.suggestion, rel=0.5)
 
 
+@pytest.mark.full
 def test_objectives_below_zero():
     def well(params, batch):
         return loss(params, batch) - 1000.0
@@ -150,6 +155,7 @@ def test_rules_with_evaluation_parameters_are_judged_there():
     np.testing.assert_allclose(found.values[1], run.value, rtol=1e-5)
 
 
+@pytest.mark.full
 def test_aux_keys_strata_and_complex_parameters():
     def noisy(z, batch, *, key):
         x, y = batch
@@ -172,6 +178,7 @@ def test_float64(x64):
     assert found.values.dtype == np.float64
 
 
+@pytest.mark.full
 def test_new_numbers_cost_no_compilation(count_compilations):
     def run(scale=1.0, x=X, **how):
         how = {"hyperparams": {"momentum": 0.9}} | how

@@ -9,7 +9,10 @@ from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
 import jaxgd
+from benchmarks.classical_problems import classical
 from jaxgd import problems
+
+pytestmark = pytest.mark.thin(4)
 
 RNG = np.random.default_rng(0)
 
@@ -74,10 +77,11 @@ CASES = {
     "quadratic": problems.quadratic(60, 1e6),
     "logistic": problems.logistic(),
     "mlp": problems.mlp(*problems.blobs(100, 4, 3), sizes=(4, 8, 3)),
-    **{p.name: p for p in problems.classical()[2:8:2]},
+    **{p.name: p for p in classical()[2:8:2]},
 }
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("name", CASES)
 def test_objectives_to_one_percent(name):
     case = CASES[name]
@@ -140,6 +144,7 @@ def test_dtypes(dtype, rtol):
         np.testing.assert_allclose(found, WHOLE, rtol=rtol)
 
 
+@pytest.mark.full
 def test_a_complex_parameter_is_a_pair_of_reals():
     matrix = RNG.normal(size=(9, 5)) + 1j * RNG.normal(size=(9, 5))
     skew = RNG.normal(size=5)

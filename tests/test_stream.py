@@ -1,7 +1,9 @@
 """Streams against the resident run: the same rows, the same bits, whatever fails."""
 
+import copy
 import functools
 import gc
+import os
 import subprocess
 import sys
 import textwrap
@@ -15,7 +17,11 @@ import optax
 import pytest
 
 import jaxgd
-from jaxgd import Status, Stream, StreamError, _source, _stream
+from jaxgd import Status, Stream, StreamError
+from jaxgd._rows import resident as _source
+from jaxgd._rows import stream as _stream
+
+pytestmark = pytest.mark.thin(4)
 
 ROOT = Path(__file__).parent.parent
 N = 101
@@ -73,6 +79,8 @@ STOPS = {
 }
 
 
+@pytest.mark.optimized
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("rule", "stop", "batch_size", "strata"),
     [
@@ -140,6 +148,8 @@ def dropped(fun):
     return lambda *args, **kw: fun(*args, **kw)[0]
 
 
+@pytest.mark.optimized
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("fun", "how", "in_blocks"),
     [
@@ -178,6 +188,7 @@ def test_passes_of_every_kind(monkeypatch, fun, how, in_blocks):
     assert_same(run(LABELLED), run(Stream(LABELLED, budget_bytes=TINY)))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("dtype", "row_dtype"), [(jnp.bfloat16, np.float16), (jnp.float64, np.float64)]
 )
@@ -197,6 +208,7 @@ def test_dtypes(dtype, row_dtype):
     assert_same(run(data), run(Stream(data, budget_bytes=TINY)))
 
 
+@pytest.mark.full
 def test_wide_rows_are_narrowed_as_resident_ones_are():
     data = {"x": X.astype(np.float64), "label": LABELLED["label"].astype(np.int64)}
     odd = data | {"x": np.asfortranarray(data["x"].astype(">f8"))}
@@ -226,6 +238,7 @@ def test_cuts_between_streams_and_resident_rows():
             assert_same(whole, result)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("limit", [12, 500])
 def test_divergence_ends_at_the_same_iterate(limit):
     run = functools.partial(
@@ -444,6 +457,7 @@ MEMORY = """
 """
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 @pytest.mark.parametrize("how", ["rows", "blocks"])
 def test_memory_stays_under_the_budget(tmp_path, how):
@@ -453,7 +467,13 @@ def test_memory_stays_under_the_budget(tmp_path, how):
         text=True,
         check=False,
         timeout=120,
-        env={"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"},
+        env={
+            "PYTHONPATH": str(ROOT),
+            "JAX_PLATFORMS": "cpu",
+            "OMP_NUM_THREADS": "1",
+            # What is freed goes back: else the heap may keep a block or two.
+            "MALLOC_MMAP_THRESHOLD_": "65536",
+        },
     )
     assert done.returncode == 0, done.stderr
     small, large, budget = map(int, done.stdout.split())
@@ -707,3 +727,304 @@ def test_a_stream_says_what_it_is():
     assert repr(Stream((X, Y), budget_bytes=2**20)) == (
         "Stream(float32[101, 5], float32[101], budget_bytes=1048576)"
     )
+
+
+class Counted:
+    """A function as source that counts its openings, and the rows it yields."""
+
+    def __init__(self, *arrays, size=13):
+        self.make, self.opened, self.rows = blocks_of(*arrays, size=size), 0, 0
+
+    def __call__(self):
+        self.opened += 1
+        for block in self.make():
+            self.rows += len(block[0])
+            yield block
+
+
+@pytest.mark.parametrize("final", [True, False])
+@pytest.mark.parametrize("stop", ["auto", "value"])
+@pytest.mark.parametrize(("n", "batch_size", "steps"), [(100, 10, 20), (101, 7, 28)])
+def test_a_function_is_read_once_per_epoch_and_pass(n, batch_size, steps, stop, final):
+    how = {"batch_size": batch_size, "max_steps": steps, "learning_rate": 0.05}
+    how |= {"stop": jaxgd.value_change(0.0) if stop == "value" else None}
+    if stop == "auto":
+        how.pop("stop")
+    run = functools.partial(
+        jaxgd.minimize, least_squares, START, final_evaluation=final, **how
+    )
+    data, found = (X[:n], Y[:n]), []
+    for rows in (n, None):
+        for budget in (LARGE, TINY):
+            source = Counted(*data)
+            stream = Stream(source, rows=rows, budget_bytes=budget)
+            found.append(run(stream))
+            passes = found[-1].checks.step.size
+            passes += int(final and found[-1].checks.step[-1:].tolist() != [steps])
+            counting = 0 if rows else 1
+            assert source.opened == 2 + passes + counting
+            assert source.rows <= source.opened * n
+            if n == 100 or not passes:
+                assert source.rows >= (source.opened - 1) * n
+    for other in found[1:]:
+        assert_same(found[0], other)
+
+
+@pytest.mark.parametrize("every", [1, 3, 10, 14])
+def test_cuts_of_iterate_share_one_reading(every):
+    source = Counted(X[:100], Y[:100])
+    stream = Stream(source, rows=100, budget_bytes=TINY)
+    how = {"batch_size": 10, "max_steps": 20, "learning_rate": 0.05}
+    seen = []
+    for snapshot in jaxgd.iterate(least_squares, START, stream, every=every, **how):
+        seen.append(int(snapshot.steps))
+        epochs = -(-seen[-1] * 10 // 100)
+        assert source.opened == epochs + snapshot.checks.step.size
+    assert seen[-1] == 20
+    assert not threads()
+    whole = jaxgd.minimize(least_squares, START, stream, final_evaluation=False, **how)
+    assert_same(whole, snapshot)
+
+
+def test_a_stream_is_copied_without_its_open_iterator():
+    stream = Stream(Counted(X, Y), rows=N)
+    other = copy.deepcopy(stream)  # of a generator there is no copy
+    assert_same(run_stream_of(stream), run_stream_of(other))
+
+
+def run_stream_of(stream):
+    how = {"batch_size": 7, "learning_rate": 0.1, "max_steps": 14}
+    return jaxgd.minimize(least_squares, START, stream, **how)
+
+
+class Tallied(np.ndarray):
+    """Rows that count how often they are read."""
+
+    tally = np.zeros(100, int)
+
+    def take(self, rows, **kw):
+        np.add.at(Tallied.tally, rows, 1)
+        return np.asarray(self).take(rows, **kw)
+
+    def __getitem__(self, rows):
+        np.add.at(Tallied.tally, rows, 1)
+        return np.asarray(self)[rows]
+
+
+@pytest.mark.parametrize("budget", [LARGE, TINY + 30 * 56])
+@pytest.mark.parametrize("shuffle", ["rows", "blocks"])
+def test_arrays_are_read_once_per_epoch_and_pass(shuffle, budget):
+    Tallied.tally[:] = 0
+    options = {"block_rows": 5, "mixed_blocks": 4} if shuffle == "blocks" else {}
+    source = X[:100].view(Tallied), Y[:100]
+    stream = Stream(source, shuffle=shuffle, budget_bytes=budget, **options)
+    how = {"batch_size": 10, "max_steps": 20, "learning_rate": 0.05}
+    result = jaxgd.minimize(least_squares, START, stream, **how)
+    readings = 2 + max(1, result.checks.step.size)
+    assert Tallied.tally.min() >= readings
+    looks = 2 * 64  # which rows these are, and whether their objective is a mean
+    assert Tallied.tally.sum() == readings * 100 + looks + 10  # and a batch ahead
+
+
+def failing(where, opening, made):
+    """A function as source that fails in one of its openings."""
+    openings = []
+
+    class Lazy:
+        def __array__(self, *_, **__):
+            raise made
+
+    def blocks():
+        bad = len(openings) == opening
+        try:
+            for i, block in enumerate(blocks_of(X, Y)()):
+                if bad and i == 3 and where == "block":
+                    raise made
+                yield (
+                    (Lazy(), block[1]) if bad and i == 3 and where == "lazy" else block
+                )
+        finally:
+            if bad and where == "end":
+                raise made
+
+    def factory():
+        openings.append(1)
+        if len(openings) == opening and where == "start":
+            raise made
+        return blocks()
+
+    return factory
+
+
+FAILURES = [
+    ("block", KeyError("gone"), 3),
+    ("block", OSError("gone"), 3),
+    ("block", StreamError("of another stream"), 3),
+    ("lazy", OSError("gone"), 3),
+    ("start", StopIteration("gone"), 0),
+    ("end", OSError("gone"), 8),
+]
+
+
+@pytest.mark.parametrize("drive", ["minimize", "iterate"])
+@pytest.mark.parametrize("opening", [1, 2, 3, 4])  # epoch, epoch, pass, epoch
+@pytest.mark.parametrize(("where", "made", "block"), FAILURES)
+def test_what_fails_is_told_with_what_was_reached(where, made, block, opening, drive):
+    how = {"batch_size": 7, "learning_rate": 0.05, "stop": STOPS["value"]}
+    stream = Stream(failing(where, opening + 1, made), budget_bytes=TINY)
+    seen = []
+
+    def run():
+        given = least_squares, START, stream
+        if drive == "minimize":
+            return jaxgd.minimize(*given, max_steps=40, **how)
+        snapshots = jaxgd.iterate(*given, every=6, max_steps=40, **how)
+        return seen.extend(int(snapshot.steps) for snapshot in snapshots)
+
+    with pytest.raises(StreamError) as caught:
+        run()
+    error, steps = caught.value, max(seen, default=0)
+    assert error.block == block or where == "end"
+    assert error.__cause__ is made
+    assert not threads()
+    reached = int(error.state.step)
+    assert reached >= steps
+    assert (opening, reached) not in {(3, 0), (4, 0)}
+    whole, source = known_run(**how)
+    on = jaxgd.minimize(
+        least_squares, START, source, state=error.state, max_steps=40 - reached, **how
+    )
+    assert_same(whole, on)
+
+
+@functools.lru_cache
+def known_run(**how):
+    source = Stream(blocks_of(X, Y))
+    return jaxgd.minimize(least_squares, START, source, max_steps=40, **how), source
+
+
+CUT = """
+    import os, sys, numpy as np, jax.numpy as jnp, jaxgd
+
+    path, when = sys.argv[1:]
+    np.save(path, np.ones((200_000, 2), np.float32))
+    def loss(theta, batch):
+        return jnp.mean((batch @ theta - 1) ** 2)
+    def cut():
+        os.truncate(path, 1000)
+    array = np.load(path, mmap_mode="r")
+    rows = np.asarray(array)[10:]  # no memmap by itself
+    if when == "before":
+        cut()
+    stream = jaxgd.Stream(rows)
+    cut()
+    jaxgd.minimize(loss, jnp.zeros(2), stream, batch_size=5, learning_rate=0.1)
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_file_that_was_cut_does_not_end_the_process(tmp_path, when):
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(CUT), str(tmp_path / "x.npy"), when],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+    )
+    assert done.returncode == 1, done.stderr
+    assert "ValueError" in done.stderr.splitlines()[-1]
+    assert "1600128 bytes, got 1000" in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["memmap", "view", "function"])
+def test_a_cut_file_is_named(tmp_path, kind):
+    path = tmp_path / "x.dat"
+    X.tofile(path)
+    rows = np.memmap(path, np.float32, "r", shape=X.shape)
+    leaf = {"memmap": rows, "view": np.asarray(rows)[1:], "function": rows}[kind]
+    source = {"x": leaf, "y": Y[: len(leaf)]}
+    given = (lambda: iter([source])) if kind == "function" else source
+    stream = Stream(given)
+    os.truncate(path, 100)
+    message = rf"source\['x'\] .*x\.dat' should have {X.nbytes} bytes, got 100"
+    if kind != "function":
+        with pytest.raises(ValueError, match=message):
+            Stream(source)
+    loss = lambda theta, batch: least_squares(theta, (batch["x"], batch["y"]))
+    # Before a run; of a block of a function within it.
+    kinds = StreamError if kind == "function" else ValueError
+    with pytest.raises(kinds, match=message) as caught:
+        jaxgd.minimize(loss, START, stream, batch_size=7, learning_rate=0.1, epochs=1)
+    if kind == "function":
+        assert caught.value.block == 0
+        assert int(caught.value.state.step) == 0
+
+
+def of_ids(kind, ids):
+    if kind == "function":
+        return Stream(lambda: iter([{"id": ids[:50]}, {"id": ids[50:]}]))
+    strided = np.repeat(ids, 2)[::2] if kind == "strided" else ids
+    options = {"block_rows": 10} if kind == "blocks" else {}
+    shuffle = "blocks" if kind == "blocks" else "rows"
+    return Stream({"id": strided}, shuffle=shuffle, **options)
+
+
+@pytest.mark.thin(4)
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64, ">i8"])
+@pytest.mark.parametrize("kind", ["rows", "strided", "blocks", "function"])
+def test_integers_that_do_not_fit_are_refused(kind, dtype):
+    ids = np.arange(101).astype(dtype)
+    fits = 2**32 - 1 if ids.dtype.kind == "u" else -(2**31)
+    loss = lambda theta, batch: jnp.mean((theta - batch["id"] % 7) ** 2)
+    how = {"batch_size": 5, "learning_rate": 0.1, "epochs": 1}
+    ids[70] = np.array(fits).astype(dtype)
+    jaxgd.minimize(loss, 0.0, of_ids(kind, ids), **how)
+    ids[70] = 2**32 + 70
+    message = r"source\['id'\] must hold .*int32, got 4294967366 .*jax_enable_x64"
+    with pytest.raises(StreamError, match=message) as caught:
+        jaxgd.minimize(loss, 0.0, of_ids(kind, ids), **how)
+    assert isinstance(caught.value.__cause__, ValueError)
+    if kind == "function":
+        assert caught.value.block == 1
+    with jax.enable_x64(True):
+        found = jaxgd.minimize(loss, np.float32(0), of_ids(kind, ids), **how)
+    assert found.status == Status.MAX_STEPS
+
+
+@pytest.mark.parametrize("kind", ["rows", "blocks", "function"])
+def test_rows_of_the_other_byte_order(kind):
+    """As FITS and HDF5 files have them."""
+    data = {"x": X, "id": np.arange(N)}
+    odd = {"x": X.astype(">f4"), "id": np.arange(N).astype(">i8")}
+
+    def stream(arrays):
+        if kind == "function":
+            cut = lambda *at: jax.tree.map(lambda x: x[slice(*at)], arrays)
+            return Stream(lambda: iter([cut(0, 40), cut(40, N)]))
+        return Stream(arrays, shuffle=kind)
+
+    def loss(theta, batch):
+        return jnp.mean((batch["x"] @ theta - jnp.sin(batch["id"])) ** 2)
+
+    how = {"batch_size": 7, "learning_rate": 0.05, "epochs": 2}
+    run = functools.partial(jaxgd.minimize, loss, START, **how)
+    assert_same(run(stream(data)), run(stream(odd)))
+    if kind == "rows":
+        assert_same(run({k: jnp.asarray(v) for k, v in data.items()}), run(stream(odd)))
+
+
+def test_a_file_that_is_cut_before_the_pass(tmp_path, monkeypatch):
+    path = tmp_path / "x.dat"
+    X.tofile(path)
+    stream = Stream((np.memmap(path, np.float32, "r", shape=X.shape), Y))
+    original = _stream.Reader.blocks
+
+    def blocks(reader):
+        os.truncate(path, 100)
+        return original(reader)
+
+    monkeypatch.setattr(_stream.Reader, "blocks", blocks)
+    with pytest.raises(StreamError, match=r"source\[0\] must have its file") as caught:
+        run_stream_of(stream)
+    assert int(caught.value.state.step) == 14

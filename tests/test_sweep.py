@@ -10,6 +10,8 @@ from regression import START, X, Y, least_squares, logistic
 import jaxgd
 from jaxgd import Status
 
+pytestmark = pytest.mark.thin(4)
+
 RATES = [1e-3, 0.02, 0.1, 0.3, 1.0, 10.0]
 STARTS = {"w": np.linspace(-2, 2, 12).reshape(3, 4).astype("f"), "b": np.ones(3, "f")}
 
@@ -129,10 +131,27 @@ CASES = {
 }
 
 
+def test_lanes_count_the_trials_of_their_own_steps():
+    def fun(x):
+        return (x[0] - 1) ** 4 + 10 * (x[1] - x[0] ** 2) ** 2
+
+    starts = np.array([[1.0, 1.0], [-1.2, 1.0], [3.0, -2.0]], np.float32)
+    kw = {"stop": jaxgd.target_value(1e-4)}
+    found = jaxgd.sweep(fun, None, over={"params": starts}, **kw)
+    for i, start in enumerate(starts):
+        alone = jaxgd.minimize(fun, start, **kw)
+        assert int(found[i].steps) == int(alone.steps)
+        assert int(found[i].evaluations) == int(alone.evaluations)
+    assert len({int(n) for n in found.results.evaluations}) == 3
+
+
+@pytest.mark.thin(9)
 @pytest.mark.parametrize("name", CASES)
 def test_lanes_are_runs(name):
     fun, over, seeds, kw = CASES[name]
     kw = {"max_steps": 150, **kw}
+    if "batch_size" not in kw:  # the automatic one looks at the last digits
+        kw = {"stop": jaxgd.gradient_norm(atol=1e-6, rtol=1e-5), **kw}
     start = None if "params" in over else START
     found = jaxgd.sweep(fun, start, (X, Y), over=over, seeds=seeds, **kw)
     sizes = [
@@ -171,6 +190,7 @@ def near(a, b, rtol=2e-4):
     jax.tree.map(one, a, b)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "optimizer",
     [None, optax.lbfgs, jaxgd.barzilai_borwein],
@@ -197,9 +217,9 @@ def test_starts_of_a_line_search(optimizer):
             stop=jaxgd.gradient_norm(1e-2),
         )
         assert found[i].steps < 3 * alone.steps + 20
-        np.testing.assert_allclose(
-            found[i].grad_norm, np.linalg.norm(jax.grad(valley)(found[i].params)), 1e-3
-        )
+        # Terms of a hundred cancel in this gradient.
+        grad = np.linalg.norm(jax.grad(valley)(found[i].params))
+        np.testing.assert_allclose(found[i].grad_norm, grad, 1e-3, atol=2e-5)
 
 
 @pytest.mark.parametrize("batch_size", [None, 5])
@@ -271,6 +291,7 @@ def test_parameters_that_blow_up_unseen():
     np.testing.assert_array_equal(found[1].params, alone.params)
 
 
+@pytest.mark.full
 def test_a_start_that_is_not_finite():
     starts = np.array([[1.0, 1.0], [np.nan, 1.0], [2.0, 2.0]], "f")
     found = jaxgd.sweep(lambda x: jnp.sum(x**2), None, over={"params": starts})
@@ -303,6 +324,7 @@ def test_a_lane_goes_on_by_itself(batch_size):
         np.testing.assert_array_equal(on.history.step, whole.history.step)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kw", [BATCH, SOME], ids=["batch", "mini-batch"])
 def test_new_values_cost_no_compilation(kw, count_compilations):
     def call(rates, b1, penalties, seeds_key=0):
@@ -329,6 +351,7 @@ def test_new_values_cost_no_compilation(kw, count_compilations):
         assert count() == 0, arguments
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 def test_dtypes_stay(dtype, x64):
     starts = jnp.asarray(np.ones((3, 2)), dtype)
@@ -366,6 +389,7 @@ def test_best_and_table():
     assert len(status) == 1  # aligned
 
 
+@pytest.mark.full
 def test_best_of_seeds_is_of_their_mean():
     """One lucky seed of a setting that may diverge does not win."""
     found = jaxgd.sweep(
@@ -406,6 +430,7 @@ def test_seeds_share_batches_across_settings():
     assert (values[0, 0] != values[0, 1]).any()
 
 
+@pytest.mark.full
 def test_starts_are_shown_by_their_place():
     starts = np.array([[3.0, 1.0], [0.5, 0.5]], "f")
     found = jaxgd.sweep(lambda x: jnp.sum(x**4), None, over={"params": starts})
@@ -520,16 +545,17 @@ def test_not_inside_jit():
         )
 
 
+@pytest.mark.full
 def test_lanes_multiply_parameters_not_data(monkeypatch):
     """Temporaries of the compiled program, 8 times the rows or 4 times the lanes."""
     compiled = []
-    run = jaxgd._sweep._run
+    run = jaxgd._api.sweep._run
 
     def recorded(*args):
         compiled.append(run.lower(*args).compile().memory_analysis())
         return run(*args)
 
-    monkeypatch.setattr(jaxgd._sweep, "_run", recorded)
+    monkeypatch.setattr(jaxgd._api.sweep, "_run", recorded)
     rng = np.random.default_rng(0)
     for n, lanes in ((4096, 4), (8 * 4096, 4), (4096, 16)):
         x = rng.normal(size=(n, 32)).astype("f")
@@ -558,17 +584,18 @@ def inner(jaxpr):
                 yield from inner(sub)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kw", [{}, SOME | {"stop": SETTLED}], ids=["batch", "checks"])
 def test_a_full_chunk_selects_nothing_in_its_steps(kw, monkeypatch):
     """Freezing each step costs memory traffic; a batched predicate does just that."""
     seen = []
 
     def traced(*args):
-        seen.append(jax.make_jaxpr(run, static_argnums=(0, 1))(*args))
+        seen.append(jax.make_jaxpr(run, static_argnums=(0, 1, 2))(*args))
         return run(*args)
 
-    run = jaxgd._sweep._run
-    monkeypatch.setattr(jaxgd._sweep, "_run", traced)
+    run = jaxgd._api.sweep._run
+    monkeypatch.setattr(jaxgd._api.sweep, "_run", traced)
     jaxgd.sweep(
         least_squares,
         START,
@@ -597,12 +624,13 @@ def test_a_full_chunk_selects_nothing_in_its_steps(kw, monkeypatch):
 @pytest.fixture(params=[1, 4])
 def short_chunks(request, monkeypatch):
     """Chunks of so few steps that lanes end in all of them, and before them."""
-    monkeypatch.setattr(jaxgd._program, "chunk_size", lambda *_: request.param)
+    monkeypatch.setattr(jaxgd._loop.program, "chunk_size", lambda *_: request.param)
     jax.clear_caches()
     yield
     jax.clear_caches()
 
 
+@pytest.mark.thin(6)
 @pytest.mark.parametrize(
     "kw",
     [{"stop": SETTLED}, {"batch_size": 5}, {"batch_size": 9, "stop": SETTLED}],

@@ -1,7 +1,5 @@
 """Contract: minimize inside jit, vmap and grad, exported, in static chunks."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +41,7 @@ def test_inside_jit():
         jax.jit(lambda r: fit(r, 3, (X, Y)).report())(0.1)
 
 
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("batch_size", [None, 5])
 @pytest.mark.parametrize("form", ["vmap", "jit vmap", "vmap jit"])
 def test_under_vmap(form, batch_size):
@@ -109,6 +108,7 @@ GRADIENTS = {
 }
 
 
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_reverse_mode_matches_finite_differences(name, x64):
     start = {"w": np.full(4, 0.1), "b": np.zeros(())}
@@ -194,6 +194,7 @@ def test_forward_mode_through_a_stop_rule():
     np.testing.assert_allclose(slope, expected, rtol=0.01)
 
 
+@pytest.mark.thin(4)
 def test_closing_over_traced_values():
     def fit(target):
         return jaxgd.minimize(
@@ -211,6 +212,7 @@ def test_closing_over_traced_values():
         )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -238,32 +240,45 @@ def test_export_for_other_platforms(arguments):
     )
 
 
-def test_static_chunks_agree_with_the_traced_loop(monkeypatch):
+@pytest.mark.parametrize(
+    ("stop", "batch_size", "rate", "limit"),
+    [
+        ("auto", None, 0.05, 3000),
+        pytest.param("auto", 5, 0.05, 3000, marks=pytest.mark.full),
+        pytest.param(
+            jaxgd.value_change(1e-3), None, 0.05, 3000, marks=pytest.mark.full
+        ),
+        (jaxgd.value_change(1e-3), 5, 0.05, 3000),
+        (jaxgd.target_value(-1), None, 1e-4, 2047),  # one less than whole chunks
+    ],
+    ids=["auto", "auto 5", "value", "value 5", "limit"],
+)
+def test_static_chunks_agree_with_the_traced_loop(
+    stop, batch_size, rate, limit, monkeypatch
+):
     # What GPUs and TPUs run, run here.
-    from jaxgd import _loop
+    from jaxgd._loop import loop
 
-    for stop, batch_size in itertools.product(
-        ("auto", jaxgd.value_change(1e-3)), (None, 5)
-    ):
-        arguments = {"batch_size": batch_size, "stop": stop, "learning_rate": 0.05}
+    arguments = {"batch_size": batch_size, "stop": stop, "learning_rate": rate}
+    arguments["max_steps"] = limit
+    fun = lambda p, batch: least_squares(p, batch)
+    traced = jaxgd.minimize(fun, START, (X, Y), **arguments)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            loop.lax,
+            "platform_dependent",
+            lambda *given, cpu, default: default(*given),
+        )
         fun = lambda p, batch: least_squares(p, batch)
-        traced = jaxgd.minimize(fun, START, (X, Y), max_steps=3000, **arguments)
-        with monkeypatch.context() as patch:
-            patch.setattr(
-                _loop.lax,
-                "platform_dependent",
-                lambda x, cpu, default: default(x),
-            )
-            fun = lambda p, batch: least_squares(p, batch)
-            static = jaxgd.minimize(fun, START, (X, Y), max_steps=3000, **arguments)
-        assert static.status == traced.status
-        assert static.steps == traced.steps
-        for name in ("value", "history", "checks"):
-            jax.tree.map(
-                lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6),
-                getattr(static, name),
-                getattr(traced, name),
-            )
+        static = jaxgd.minimize(fun, START, (X, Y), **arguments)
+    assert static.status == traced.status
+    assert static.steps == traced.steps
+    for name in ("value", "history", "checks"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6),
+            getattr(static, name),
+            getattr(traced, name),
+        )
 
 
 def test_rates_as_lanes_of_exact_steps_within_jit():
@@ -285,3 +300,35 @@ def test_rates_as_lanes_of_exact_steps_within_jit():
     rates = np.geomspace(1e-3, 1, 4).astype(np.float32)
     together = jax.jit(jax.vmap(run))(rates)
     np.testing.assert_allclose(together, [run(rate) for rate in rates], rtol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["alone", "map", "vmap", "vmap of jit", "jit of vmaps"])
+def test_work_follows_the_steps_taken(how):
+    """Not the limit, nor the size of a chunk: the evaluations are counted."""
+    seen = []
+
+    def fun(x, to):
+        jax.debug.callback(lambda _: seen.append(1), x)
+        return jnp.sum((x - to) ** 2)
+
+    def fit(to):
+        start, stop = jnp.zeros(2), jaxgd.gradient_norm(1e-3)
+        run = jaxgd.minimize(
+            fun, start, None, args=(to,), learning_rate=0.2, max_steps=10_000, stop=stop
+        )
+        return run.params, run.steps
+
+    ways = {
+        "alone": (fit, jnp.float32(1.0), 1),
+        "map": (lambda to: jax.lax.map(fit, to), jnp.arange(1.0, 4), 3),
+        "vmap": (jax.vmap(fit), jnp.arange(1.0, 4), 3),
+        "vmap of jit": (jax.vmap(jax.jit(fit)), jnp.arange(1.0, 4), 3),
+        "jit of vmaps": (jax.jit(jax.vmap(jax.vmap(fit))), jnp.ones((2, 2)), 4),
+    }
+    run, to, fits = ways[how]
+    params, steps = run(to)
+    jax.effects_barrier()
+    np.testing.assert_allclose(params, jnp.stack([to, to], axis=-1), atol=1e-3)
+    most = int(jnp.max(steps))
+    assert 10 < most < 30
+    assert most * fits <= len(seen) <= (3 * most + 20) * fits

@@ -10,10 +10,10 @@ from jax.sharding import PartitionSpec as P
 from layouts import close
 
 import jaxgd
-from jaxgd._check import check_all
-from jaxgd._minimize import DEFAULTS
-from jaxgd._program import go
-from jaxgd._resume import begin
+from jaxgd._api.minimize import DEFAULTS
+from jaxgd._call.arguments import check_all
+from jaxgd._files.resume import begin
+from jaxgd._loop.program import go
 
 WORDS, WIDTH, N = 96, 8, 320
 _rng = np.random.default_rng(7)

@@ -1,0 +1,1 @@
+"""What you call: arguments in, a plan made, a driver run, a result out."""

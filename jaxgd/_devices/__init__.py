@@ -1,0 +1,1 @@
+"""Where arrays are: layouts over devices and processes."""

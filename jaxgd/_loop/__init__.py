@@ -1,0 +1,1 @@
+"""The one loop: plan, step, chunks and events, lanes, program, host."""

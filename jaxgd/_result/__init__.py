@@ -1,0 +1,1 @@
+"""What comes back: result, history, diagnosis, pictures."""

@@ -1,0 +1,1 @@
+"""Rows: their order, where they are, and streams of them."""

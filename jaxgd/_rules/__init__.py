@@ -1,0 +1,1 @@
+"""Update rules: those of optax, and the four that optax has not."""

@@ -1,0 +1,1 @@
+"""What is made of runs: timings, a learning rate, the sharpness."""
