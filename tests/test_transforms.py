@@ -41,6 +41,38 @@ def test_inside_jit():
         jax.jit(lambda r: fit(r, 3, (X, Y)).report())(0.1)
 
 
+@pytest.mark.parametrize("batch_size", [None, 5])
+def test_lanes_at_different_steps(batch_size):
+    """Lanes that have come differently far, with limits of their own."""
+
+    def run(state, steps):
+        return jaxgd.minimize(
+            least_squares,
+            START,
+            (X, Y),
+            optimizer=optax.adam(0.05),
+            max_steps=steps,
+            batch_size=batch_size,
+            state=state,
+            stop=jaxgd.gradient_norm(0.3),
+        )
+
+    begun = [run(None, steps) for steps in (0, 7, 100)]
+    limits = jnp.array([40, 400, 30])
+    states = jax.tree.map(lambda *x: jnp.stack(x), *[begin.state for begin in begun])
+    found = jax.vmap(run)(states, limits)
+    for i, begin in enumerate(begun):
+        alone = run(begin.state, int(limits[i]))
+        assert found.steps[i] == alone.steps
+        assert found.status[i] == alone.status
+        assert found.evaluations[i] == alone.evaluations
+        jax.tree.map(
+            lambda a, b, i=i: np.testing.assert_allclose(a[i], b, 1e-4, 1e-6),
+            found.params,
+            alone.params,
+        )
+
+
 @pytest.mark.thin(4)
 @pytest.mark.parametrize("batch_size", [None, 5])
 @pytest.mark.parametrize("form", ["vmap", "jit vmap", "vmap jit"])

@@ -1,7 +1,7 @@
 """Many runs at once: rates, hyperparameters, starts, problems and seeds as lanes.
 
 This room owns the grid: which numbers of a call differ from lane to lane, and how the
-lanes compare. The lanes themselves are those of ``_loop/lanes``, one compiled program.
+lanes compare. The lanes share one loop of one compiled program, see ``_loop/program``.
 """
 
 from collections.abc import Callable

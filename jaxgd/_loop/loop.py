@@ -27,6 +27,8 @@ from jaxgd._result.curvature import extend_met, promised
 from jaxgd._result.history import Record, extend
 from jaxgd._stop.status import Check, Status
 
+_NEVER = 2**31 - 1
+
 # Steps of the first chunk of batch descent on a CPU; see ``first_chunk``.
 _FIRST_CHUNK = 16
 
@@ -84,7 +86,6 @@ class Parts(NamedTuple):
     final_evaluation: bool
     has_answer: Any  # whether the rule absorbs NaN; None: no step does
     axes: tuple  # of vmap, where lanes share one loop
-    together: Any  # (Parts, Look) -> Look: how those advance
 
 
 class Look(NamedTuple):
@@ -95,7 +96,6 @@ class Look(NamedTuple):
     verdict: Any  # int32: why, as far as it is known
     most: Any  # int32: steps that a chunk may take
     done: Any  # bool: at the goal, and it has been looked at
-    clean: Any  # bool: nothing has happened in a static chunk yet
     watch: Any  # memory of the stop rule after `seen`
     seen: Check
     aux: Any
@@ -134,7 +134,6 @@ def first_look(parts: Parts, state, limit) -> Look:
         verdict=verdict,
         most=first_chunk(parts),
         done=jnp.bool_(False),
-        clean=jnp.bool_(True),
         watch=state.run.watch,
         seen=unseen(state.params),
         # Mini-batches leave none behind: that of the last full pass counts.
@@ -158,11 +157,6 @@ def first_chunk(parts: Parts):
 def some(axes, flag):
     """Whether a flag is set in any lane of these axes."""
     return lax.pmax(flag.astype(jnp.int32), axes) > 0 if axes else flag
-
-
-def shared(axes, on, number):
-    """The number that all lanes on their way have in common; -1 if none is."""
-    return lax.pmax(jnp.where(on, number, -1), axes) if axes else number
 
 
 def run_exactly(parts: Parts, state, steps: int) -> tuple[Any, Any]:
@@ -233,8 +227,7 @@ def to_next_check(parts: Parts, look: Look, limit) -> tuple[Look, Any]:
     running = look.verdict == Status.RUNNING
     due = limit
     if parts.judge is not None:
-        told = look.state.step, look.state.run.checked
-        due = parts.next_check(*(shared(parts.axes, running, x) for x in told))
+        due = parts.next_check(look.state.step, look.state.run.checked)
     goal = jnp.where(running, jnp.minimum(due, limit), look.state.step)
     return look._replace(goal=goal, done=jnp.bool_(False)), due
 
@@ -326,41 +319,22 @@ def advance(parts: Parts, entry: Look) -> Look:
 
     The iterate at the goal is looked at as well, on the batch of the step that would
     leave it: a run that is cut there must not be taken for finite.
+
+    Written for one run. Under ``vmap`` with named axes all lanes share the loop, so
+    that no predicate is batched: a turn is that of the lanes furthest behind, and the
+    others stand still in it.
     """
-    if parts.together is not None:
-        return parts.together(parts, entry)
-
-    def static_chunk(look: Look) -> Look:
-        state = look.state
-        inputs = parts.inputs(state.step, jnp.bool_(False))
-        core, infos = scan_steps(parts, state, inputs, parts.size)
-        watch, codes, _ = judge_steps(parts, state, infos, parts.size)
-        clean = jnp.all(~is_bad(infos) & (codes == Status.RUNNING))
-        clean = clean & _tree.all_finite(core.params)
-        run = remember(parts, state, infos, jnp.int32(parts.size), watch)
-        new = replace(core, run=run)
-        return look._replace(state=_tree.either(clean, new, state), clean=clean)
-
-    def static_chunks(look: Look) -> Look:
-        def more(look: Look):
-            room = look.goal - look.state.step >= parts.size
-            return look.clean & room & (look.verdict == Status.RUNNING)
-
-        return lax.while_loop(more, static_chunk, look)._replace(clean=jnp.bool_(True))
 
     def chunk(look: Look) -> Look:
-        state = look.state
-        undecided = look.verdict == Status.RUNNING
-        at_goal = state.step == look.goal
-        count = jnp.where(at_goal, 1, jnp.minimum(look.most, look.goal - state.step))
-        inputs = parts.inputs(state.step, at_goal & undecided)
-        core, infos, aux = loop_steps(parts, state, inputs, count, look.aux)
+        state, turn = look.state, next_turn(parts, look)
+        inputs = parts.inputs(turn.step, turn.closing)
+        core, infos, aux, judged = _steps_and_checks(parts, look, inputs, turn)
         finite = _tree.all_finite(core.params)
 
         # The last good iterate may lie before this chunk: then the way there is run
         # again from the entry, which costs time once in a diverged run and no memory.
         settled, back, ahead = settle(
-            _slim(look), _slim(entry).state, infos, count, finite
+            parts, _slim(look), _slim(entry).state, turn, infos, judged, finite
         )
         old = _tree.either(
             back, replace(entry.state, run=None), replace(state, run=None)
@@ -369,56 +343,111 @@ def advance(parts: Parts, entry: Look) -> Look:
         run = replace(settled.state.run, anchor=state.run.anchor)
         return settled._replace(state=replace(core, run=run), aux=aux)
 
-    def settle(look: Look, start, infos, count, finite):
-        """What happened in a chunk: (look without large trees, back, ahead)."""
-        state, run = look.state, look.state.run
-        undecided = look.verdict == Status.RUNNING
-        at_goal = state.step == look.goal
-        watch, codes, checks = judge_steps(parts, state, infos, count)
+    def more(look: Look):
+        return some(parts.axes, ~_is_done(parts, look))
 
-        live = up_to(parts.size) < count
-        held_at = first_place(live & (codes != Status.RUNNING))
-        bad_at = first_place(live & is_bad(infos))
-        judged = undecided & (~at_goal | parts.judge_at_limit)
-        held = judged & (held_at < jnp.minimum(bad_at, count))
-        bad = undecided & ~held & (bad_at < count)
-        ahead = ~at_goal & ~held & ~bad  # nothing has happened on the way
-        # No step saw the iterate that is not finite: look for it in shorter chunks.
-        blown = ahead & ~finite & (count == 1)
-        more = jnp.where(ahead, jnp.minimum(2 * look.most, parts.size), look.most)
-        most = jnp.where(ahead & ~finite, jnp.maximum(count // 2, 1), more)
+    return lax.while_loop(more, chunk, entry)
 
-        verdict = jnp.where(held, at_place(codes, held_at), look.verdict)
-        verdict = jnp.where(bad, not_finite(state.step + bad_at), verdict)
-        verdict = jnp.where(blown, Status.DIVERGED, verdict)
-        goal = jnp.where(held, state.step + held_at, look.goal)
-        goal = jnp.where(bad, state.step + bad_at - 1, goal)
-        goal = jnp.where(blown, state.step, goal)
-        goal = jnp.maximum(goal, start.step)
 
-        back, ahead = goal < state.step, ahead & finite
-        new = remember(parts, state, infos, count, watch)
-        run = _tree.either(ahead, new, _tree.either(back, start.run, run))
-        first = jax.tree.map(lambda x: x[0], checks)
-        seen = look.seen if checks is None else _tree.either(at_goal, first, look.seen)
-        settled = look._replace(
-            state=replace(state, run=run),
-            goal=goal,
-            verdict=verdict,
-            most=most,
-            done=at_goal & ~bad,
-            watch=_tree.either(at_goal, watch, look.state.run.watch),
-            seen=seen,
-        )
-        return settled, back, ahead
+class Turn(NamedTuple):
+    """Which steps are next."""
 
-    def chunks(look: Look) -> Look:
-        return lax.while_loop(lambda look: ~look.done, chunk, look)
+    step: Any  # int32, of all lanes: the step that the inputs are of
+    closing: Any  # bool, of all lanes: whether iterates at their goals are looked at
+    looks: Any  # bool: whether this one is
+    count: Any  # int32: steps to take, 0 where a lane stands still; 1 to look
+
+
+def next_turn(parts: Parts, look: Look) -> Turn:
+    """The next chunk of a run, or of the lanes that are furthest behind."""
+    step, at_goal = look.state.step, look.state.step == look.goal
+    count = jnp.minimum(look.most, look.goal - step)
+    if not parts.axes:
+        return Turn(step, at_goal, at_goal, jnp.where(at_goal, 1, count))
+    waits = ~_is_done(parts, look)
+    closing = ~some(parts.axes, waits & ~at_goal)
+    takes_part = waits & (at_goal == closing)
+    clock = lax.pmin(jnp.where(takes_part, step, _NEVER), parts.axes)
+    if parts.full is not None:  # else the look does not depend on the step
+        takes_part = takes_part & (step == clock)
+    takes_part = takes_part & (closing | (step == clock))
+    count = jnp.where(closing, 1, count)
+    return Turn(clock, closing, closing & takes_part, jnp.where(takes_part, count, 0))
+
+
+def _is_done(parts: Parts, look: Look):
+    """Whether the run is at its goal, and what is to be seen there has been."""
+    if parts.full is None:
+        return look.done
+    decided = look.verdict != Status.RUNNING
+    return look.done | (decided & (look.state.step == look.goal))
+
+
+def settle(parts: Parts, look: Look, start, turn: Turn, infos, judged, finite):
+    """What happened in a chunk: (look without large trees, back, ahead)."""
+    state, run, count = look.state, look.state.run, turn.count
+    watch, codes, checks = judged
+    undecided = look.verdict == Status.RUNNING
+
+    live = up_to(parts.size) < count
+    held_at = first_place(live & (codes != Status.RUNNING))
+    bad_at = first_place(live & is_bad(infos))
+    may_hold = undecided & (~turn.looks | parts.judge_at_limit)
+    held = may_hold & (held_at < jnp.minimum(bad_at, count))
+    bad = undecided & ~held & (bad_at < count)
+    ahead = ~turn.looks & ~held & ~bad  # nothing has happened on the way
+    if parts.axes:
+        ahead = ahead & (count > 0)
+    # No step saw the iterate that is not finite: look for it in shorter chunks.
+    blown = ahead & ~finite & (count == 1)
+    more = jnp.where(ahead, jnp.minimum(2 * look.most, parts.size), look.most)
+    most = jnp.where(ahead & ~finite, jnp.maximum(count // 2, 1), more)
+
+    verdict = jnp.where(held, at_place(codes, held_at), look.verdict)
+    verdict = jnp.where(bad, not_finite(state.step + bad_at), verdict)
+    verdict = jnp.where(blown, Status.DIVERGED, verdict)
+    goal = jnp.where(held, state.step + held_at, look.goal)
+    goal = jnp.where(bad, state.step + bad_at - 1, goal)
+    goal = jnp.where(blown, state.step, goal)
+    goal = jnp.maximum(goal, start.step)
+
+    back, ahead = goal < state.step, ahead & finite
+    new = remember(parts, state, infos, count, watch)
+    run = _tree.either(ahead, new, _tree.either(back, start.run, run))
+    first = jax.tree.map(lambda x: x[0], checks)
+    seen = look.seen if checks is None else _tree.either(turn.looks, first, look.seen)
+    settled = look._replace(
+        state=replace(state, run=run),
+        goal=goal,
+        verdict=verdict,
+        most=most,
+        done=look.done | (turn.looks & ~bad),
+        watch=_tree.either(turn.looks, watch, look.state.run.watch),
+        seen=seen,
+    )
+    return settled, back, ahead
+
+
+def _steps_and_checks(parts: Parts, look: Look, inputs, turn: Turn):
+    """The steps of a turn: (core, infos, aux, what the stop rule says of each)."""
+    state, count = look.state, turn.count
+
+    def traced(state, inputs, aux):
+        core, infos, aux = loop_steps(parts, state, inputs, count, aux)
+        return core, infos, aux, judge_steps(parts, state, infos, count)
+
+    def static(state, inputs, aux):
+        core, infos = scan_steps(parts, state, inputs, parts.size)
+        if parts.axes:
+            core = _tree.select(count > 0, core, replace(state, run=None))
+        return core, infos, aux, judge_steps(parts, state, infos, parts.size)
+
+    def elsewhere(state, inputs, aux):
+        short = some(parts.axes, (count > 0) & (count < parts.size))
+        return lax.cond(short | turn.closing, traced, static, state, inputs, aux)
 
     return lax.platform_dependent(
-        entry,
-        cpu=chunks,
-        default=lambda look: chunks(static_chunks(look)),
+        state, inputs, look.aux, cpu=traced, default=elsewhere
     )
 
 
@@ -475,7 +504,27 @@ def loop_steps(parts: Parts, state, inputs, count, aux):
         )
         return core, infos, info.aux
 
-    return lax.fori_loop(0, count, body, (core, infos, aux))
+    if not parts.axes:
+        return lax.fori_loop(0, count, body, (core, infos, aux))
+
+    def until_a_lane_rests(carry):
+        done, core, infos, aux = carry
+        until = lax.pmin(jnp.where(count > done, count, _NEVER), parts.axes)
+        new, infos, last = lax.fori_loop(done, until, body, (core, infos, aux))
+        new, last = _tree.select(count > done, (new, last), (core, aux))
+        return until, new, infos, last
+
+    # Selecting in each step would cost a pass over all parameters. And so it is the
+    # same loop in which a lane goes its way and ends it, to the bit.
+    most = _of_all(parts, count)
+    carry = jnp.int32(0), core, infos, aux
+    found = lax.while_loop(lambda carry: carry[0] < most, until_a_lane_rests, carry)
+    return found[1:]
+
+
+def _of_all(parts: Parts, count):
+    """The trip count of a loop that takes ``count`` steps in each lane."""
+    return lax.pmax(count, parts.axes) if parts.axes else count
 
 
 def info_shape(parts: Parts, core, inputs):
@@ -511,43 +560,13 @@ def judge_steps(parts: Parts, state, infos, count):
         watch, codes = carry
         check = jax.tree.map(lambda x: at_place(x, i), checks)
         new, code = judged_if(at_place(fine, i), parts, watch, check, moved[i])
+        if parts.axes:
+            new = _tree.select(i < count, new, watch)
         return new, lax.dynamic_update_index_in_dim(codes, code, i, 0)
 
-    def of_lane(watch, seen):
-        i, is_fine, check, moved = seen
-        new, code = judged_if(is_fine, parts, watch, check, moved)
-        live = i < count
-        return _tree.select(live, new, watch), jnp.where(live, code, Status.RUNNING)
-
-    if parts.axes:  # where ``count`` differs, and with it a trip count would
-        seen = up_to(parts.size), fine, checks, moved
-        watch, codes = _scan_up_to(
-            lax.pmax(count, parts.axes), of_lane, run.watch, seen
-        )
-        return watch, codes, checks
-    watch, codes = lax.fori_loop(0, count, one, (run.watch, codes))
+    trips = count if isinstance(count, int) else _of_all(parts, count)
+    watch, codes = lax.fori_loop(0, trips, one, (run.watch, codes))
     return watch, codes, checks
-
-
-def _scan_up_to(count, body, carry, xs):
-    """``lax.scan`` whose results count up to ``count``; a CPU leaves out the others."""
-
-    def on_cpu(count, carry, xs):
-        first = jax.tree.map(lambda x: x[0], xs)
-        _, like = jax.eval_shape(body, carry, first)
-        length = jax.tree.leaves(xs)[0].shape[0]
-
-        def one(i, state):
-            carry, out = body(state[0], jax.tree.map(lambda x: at_place(x, i), xs))
-            return carry, lax.dynamic_update_index_in_dim(state[1], out, i, 0)
-
-        return lax.fori_loop(0, count, one, (carry, jnp.zeros(length, like.dtype)))
-
-    def elsewhere(count, carry, xs):
-        del count
-        return lax.scan(body, carry, xs)
-
-    return lax.platform_dependent(count, carry, xs, cpu=on_cpu, default=elsewhere)
 
 
 def judged_if(fine, parts: Parts, watch, check, moved):

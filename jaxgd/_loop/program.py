@@ -19,7 +19,6 @@ from jax import lax
 
 from jaxgd import _tree
 from jaxgd._devices.layout import everywhere, pinned, untyped
-from jaxgd._loop.lanes import advance_lanes
 from jaxgd._loop.loop import (
     End,
     Full,
@@ -352,7 +351,6 @@ def make_parts(spec: Spec, numbers: Numbers, state: State, rule, first=None):
         final_evaluation=spec.final_evaluation or spec.batch_size is None,
         has_answer=None if absorbs is None else absorbs[0],
         axes=spec.axes,
-        together=advance_lanes if spec.axes else None,
     )
     return parts, full
 
