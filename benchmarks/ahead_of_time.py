@@ -67,8 +67,8 @@ from jax.sharding import PartitionSpec as P
 
 import jaxgd
 from jaxgd import problems
-from jaxgd._api.minimize import DEFAULTS
-from jaxgd._call.arguments import check_all
+from jaxgd._call.arguments import checked
+from jaxgd._call.call import Call
 from jaxgd._call.fit import weighed
 from jaxgd._loop.program import go, start
 
@@ -262,18 +262,16 @@ def lowered_call(case: Case, n: int, mesh: Mesh) -> Any:
     for, as the call would have found them.
     """
     near = jax.devices()[: mesh.size]
-    arguments = DEFAULTS | {
-        "batch_size": case.batch_size,
-        "optimizer": case.factory,
-        "learning_rate": 0.1,
-        "max_steps": _STEPS,
-    }
-    spec, numbers, limit = check_all(
+    call = Call(
         marked(case, n),
         case.problem.init,
         jaxgd.shard_rows(case.problem.data, near),
-        **arguments,
+        batch_size=case.batch_size,
+        optimizer=case.factory,
+        learning_rate=0.1,
+        max_steps=_STEPS,
     )
+    spec, numbers, limit = checked(call)
     numbers = numbers._replace(
         data=shapes(case.problem.data, (n,), NamedSharding(mesh, P(*mesh.axis_names)))
     )

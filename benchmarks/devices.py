@@ -165,8 +165,8 @@ def measured(name: str, place: str, problem, how: dict) -> dict:
 
     import jaxgd
     from benchmarks.ahead_of_time import read
-    from jaxgd._api.minimize import DEFAULTS
-    from jaxgd._call.arguments import check_all
+    from jaxgd._call.arguments import checked
+    from jaxgd._call.call import Call
     from jaxgd._files.resume import begin
     from jaxgd._loop.program import go
 
@@ -175,7 +175,6 @@ def measured(name: str, place: str, problem, how: dict) -> dict:
     if name.startswith("embedding") and place != "one device":
         params = spread(params, data)
     seen = how.get("microbatch_size") or how.get("batch_size") or ROWS
-    arguments = DEFAULTS | {"max_steps": STEPS} | how
     fun = marked(problem, seen)
 
     def call(params, data, steps, **other):
@@ -185,7 +184,8 @@ def measured(name: str, place: str, problem, how: dict) -> dict:
         compiled = jax.jit(call).lower(params, data, np.int32(STEPS)).compile()
         minimize = jax.jit(call, static_argnames="final_evaluation")
     else:
-        spec, numbers, limit = check_all(fun, params, data, **arguments)
+        given = Call(fun, params, data, **{"max_steps": STEPS} | how)
+        spec, numbers, limit = checked(given)
         compiled = go.lower(spec, numbers, begin(spec, numbers), limit).compile()
         minimize = call
     text = compiled.as_text() or ""

@@ -343,8 +343,3 @@ def _fixed(leaf) -> _Fixed:
     except TypeError:
         leaf = _ById(leaf)
     return _Fixed(leaf, type(leaf))
-
-
-def short(text, most=150) -> str:
-    """A text cut to a length that an error can show."""
-    return text if len(text) <= most else text[: most - 3] + "..."

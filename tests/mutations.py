@@ -65,8 +65,8 @@ MUTATIONS = (
     Mutation(
         "_loop/loop",
         "a chunk may be one step too long",
-        "room = look.goal - look.state.step >= parts.size",
-        "room = look.goal - look.state.step >= parts.size - 1",
+        "    count = jnp.minimum(look.most, look.goal - step)",
+        "    count = jnp.minimum(look.most, look.goal - step + 1)",
         "transforms " + LOOP,
     ),
     Mutation(
@@ -427,24 +427,24 @@ MUTATIONS = (
         "checkpoint",
     ),
     Mutation(
-        "_call/arguments",
+        "_call/arrays",
         "more rows a step than there are",
-        "    if not 1 <= n <= _LAST_STEP:",
-        "    if not 0 <= n <= _LAST_STEP:",
+        "    if not 1 <= n <= LAST_STEP:",
+        "    if not 0 <= n <= LAST_STEP:",
         "errors",
     ),
     Mutation(
-        "_call/arguments",
+        "_checks",
         "integers are cut to 32 bits",
         "        if not narrow.min <= number <= narrow.max:",
         "        if False:",
         "ordinary errors stream",
     ),
     Mutation(
-        "_call/arguments",
+        "_checks",
         "a rate below 0",
-        "    if not (finite and float(value) >= 0):",
-        "    if not finite:",
+        "    if not (number >= low and (math.isfinite(number) or not finite)):",
+        "    if not (math.isfinite(number) or not finite):",
         "errors",
     ),
     Mutation(

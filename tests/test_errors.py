@@ -1243,7 +1243,7 @@ REFUSED = [
         "rows_n_0",
         partial(jaxgd.shuffled_rows, 0, 0, 0, 0),
         ValueError,
-        "n between~1 0 pass",
+        "n at~least~1 0 pass",
     ),
     (
         "rows_n_float",

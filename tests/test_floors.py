@@ -1,17 +1,19 @@
 """Contract: folders are floors, and imports go down only."""
 
 import ast
+import inspect
 from pathlib import Path
 
 import pytest
 
 import jaxgd
+from jaxgd._call.call import Call
 
 ROOT = Path(jaxgd.__file__).parent
 # From the roof to the ground.
 FLOORS = (
     *("_tools", "_api", "_files", "_call", "_loop", "_result", "_rows", "_stop"),
-    *("_problem", "_rules", "_devices", "_tree"),
+    *("_problem", "_rules", "_devices", "_checks", "_tree"),
 )
 OUTSIDE = ("__init__", "problems")
 ROOMS = sorted(
@@ -48,3 +50,11 @@ def test_every_floor_is_there():
 def test_a_floor_does_not_import_from_above():
     assert not is_below("_rows", "_loop")
     assert is_below("_loop", "_rows")
+
+
+def test_a_call_is_what_minimize_takes():
+    taken = inspect.signature(jaxgd.minimize).parameters
+    held = inspect.signature(Call).parameters
+    assert list(taken) == list(held)
+    for name, parameter in taken.items():
+        assert parameter.default == held[name].default, name

@@ -14,8 +14,9 @@ import jax
 import numpy as np
 
 from jaxgd import _tree
-from jaxgd._api.minimize import DEFAULTS, check_names
-from jaxgd._call.arguments import check_all, flag, tried, whole
+from jaxgd._call.arguments import checked, tried
+from jaxgd._call.call import call_of
+from jaxgd._checks import flag, whole
 from jaxgd._files.resume import begin
 from jaxgd._loop.cause import explained
 from jaxgd._loop.host import drive, feeding
@@ -79,20 +80,20 @@ def iterate(
       >>> int(snapshot.steps), snapshot.status == jaxgd.Status.RUNNING
       (200, Array(True, dtype=bool))
     """
-    check_names("iterate", like_minimize)
+    like_minimize = {"final_evaluation": False, **like_minimize}
+    call = call_of("iterate", fun, params, data, like_minimize)
     every = whole("every", every, low=1, high=2**31 - 1)
     flag("progress", progress)
-    given = {**DEFAULTS, "final_evaluation": False, **like_minimize}
     if any(_tree.is_traced(x) for x in jax.tree.leaves((params, data, like_minimize))):
         raise TypeError(
             "iterate hands its snapshots to Python, so it takes no traced values, got "
             "one: call it outside jit, vmap and grad, or call minimize."
         )
-    spec, numbers, limit = check_all(fun, params, data, **given)
+    spec, numbers, limit = checked(call)
     spec = spec._replace(exactly=None)
     bar = _bar() if progress else None
     numbers = _owned(spec, numbers)
-    state = begin(spec, numbers, _owned(spec, given["state"]))
+    state = begin(spec, numbers, _owned(spec, call.state))
     spec = tried(spec, numbers._replace(params=state.params))
     return _snapshots(spec, numbers, state, int(limit), every, bar)
 

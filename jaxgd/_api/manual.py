@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxgd import _tree
-from jaxgd._call.arguments import extra, flag, function, numbers_of, whole
+from jaxgd._call.arrays import extra, numbers_of
+from jaxgd._checks import flag, function, whole
 from jaxgd._devices.layout import untyped
 from jaxgd._loop.step import Info, State, descent_step
 from jaxgd._problem.objective import Batch, make_objective

@@ -4,11 +4,11 @@ This room owns the life of a call: arguments are checked and split, a state is m
 taken up, and one compiled program goes on from it.
 """
 
-import difflib
 from collections.abc import Callable
 from typing import Any, Literal
 
-from jaxgd._call.arguments import check_all, tried
+from jaxgd._call.arguments import checked, tried
+from jaxgd._call.call import Call
 from jaxgd._files.resume import begin
 from jaxgd._loop.cause import explained
 from jaxgd._loop.host import drive
@@ -133,51 +133,10 @@ def minimize(
       Curtis and Nocedal, Optimization methods for large-scale machine learning, SIAM
       Review 60 (2018).
     """
-    spec, numbers, limit = check_all(
-        fun,
-        params,
-        data,
-        args=args,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        optimizer=optimizer,
-        hyperparams=hyperparams,
-        max_steps=max_steps,
-        epochs=epochs,
-        stop=stop,
-        key=key,
-        state=state,
-        has_aux=has_aux,
-        with_key=with_key,
-        microbatch_size=microbatch_size,
-        strata=strata,
-        final_evaluation=final_evaluation,
-        history_rows=history_rows,
-    )
-    state = begin(spec, numbers, state)
+    call = Call(**locals())
+    spec, numbers, limit = checked(call)
+    state = begin(spec, numbers, call.state)
     # At the iterate that a run has reached: ``params`` are structure alone then.
     spec = tried(spec, numbers._replace(params=state.params))
     result = finished(spec, drive(spec, numbers, state, limit))
     return explained(spec, numbers, result)
-
-
-# Of every argument that may be left out.
-DEFAULTS: dict[str, Any] = dict(minimize.__kwdefaults__ or {})
-
-
-def check_names(what: str, given, own: dict[str, str] | None = None) -> None:
-    """A TypeError names an argument that ``minimize`` has not, or ``what`` cannot take.
-
-    ``own``: names that ``what`` refuses, each with what to do instead.
-    """
-    own = own or {}
-    allowed = set(DEFAULTS) - set(own)
-    for name in given:
-        if name not in allowed:
-            near = difflib.get_close_matches(name, allowed, n=1)
-            fix = (
-                f"did you mean {near[0]!r}"
-                if near
-                else f"choose among {sorted(allowed)}"
-            )
-            raise TypeError(f"{what} takes no argument {name!r}: {own.get(name, fix)}.")

@@ -10,9 +10,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxgd import _tree
-from jaxgd._call.arguments import refuse_stream, rows_of
+from jaxgd._call.arrays import refuse_stream, rows_of
+from jaxgd._checks import short
 from jaxgd._devices.processes import told_by_all
-from jaxgd._tree import short
 
 _AXIS = "rows"
 _SOME = "for example jax.devices()[:4]"

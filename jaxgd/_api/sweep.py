@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgd import _tree
-from jaxgd._api.minimize import DEFAULTS, check_names
-from jaxgd._call.arguments import check_all, fit_32_bits, refuse_stream, tried, whole
+from jaxgd._call.arguments import checked, tried
+from jaxgd._call.arrays import refuse_stream
+from jaxgd._call.call import OPTIONS, Call, call_of
+from jaxgd._checks import describe, fit_32_bits, whole
 from jaxgd._loop.cause import BAD, explained
 from jaxgd._loop.plan import Numbers, Spec
 from jaxgd._loop.program import finished, go_together, start
 from jaxgd._result.result import Result
-from jaxgd._rules.adapter import describe
 from jaxgd._stop.status import Status
 from jaxgd._tree import dtype_of, is_real
 
@@ -207,9 +208,8 @@ def sweep(
       Array(True, dtype=bool)
     """
     own = {"state": "a sweep begins anew; go on with one lane by minimize, state=..."}
-    check_names("sweep", like_minimize, own)
+    call = call_of("sweep", fun, params, data, like_minimize, own)
     seeds = whole("seeds", seeds, low=1)
-    given = {**DEFAULTS, **like_minimize}
     refuse_stream("sweep", data)
     if any(
         _tree.is_traced(x) for x in jax.tree.leaves((params, data, over, like_minimize))
@@ -218,14 +218,14 @@ def sweep(
             "sweep compares its lanes on the host, so it takes no traced values, got "
             "one: call it outside jit, vmap and grad, or call minimize under vmap."
         )
-    values, first = _first_of(over, params, given, seeds)
-    spec, numbers, limit = check_all(fun, first.pop("params"), data, **first)
+    values, first = _first_of(over, call, seeds)
+    spec, numbers, limit = checked(first)
     dtype = _tree.real_dtype(numbers.params)
     lanes_of = [_stacked(name, v, numbers, dtype) for name, v in values.items()]
     sizes = {name: jax.tree.leaves(v)[0].shape[0] for name, v in values.items()}
     lanes = int(np.prod([*sizes.values(), seeds]))
     spec = tried(spec, numbers, lanes=lanes)
-    names = tuple((name, _place(name, first["hyperparams"])) for name in values)
+    names = tuple((name, _place(name, first.hyperparams)) for name in values)
     spec = spec._replace(exactly=None)
     if seeds > 1:
         numbers = numbers._replace(key=_keys(numbers.key, np.arange(seeds)))
@@ -292,25 +292,24 @@ def _place(name, hyperparams) -> int:
     return held.index(name) if name in held else -1
 
 
-def _first_of(over, params, given, seeds) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(the values by name, the arguments of the first lane), or an error."""
+def _first_of(over, call: Call, seeds) -> tuple[dict[str, Any], Call]:
+    """(the values by name, the call of the first lane), or an error."""
     fix = 'pass for example over={"learning_rate": [0.01, 0.1, 1.0]}'
     if not isinstance(over, dict):
         raise TypeError(f"over must be a dict, got {describe(over)}: {fix}.")
     if not over and seeds == 1:
         raise ValueError(f"over must name what differs, got {{}}: {fix}.")
-    first = {**given, "params": params, "hyperparams": dict(given["hyperparams"] or {})}
-    values = {}
+    values, first, hyperparams = {}, {}, dict(call.hyperparams or {})
     for name, stacked in over.items():
         if not isinstance(name, str):
             raise TypeError(f"over must have names as keys, got {name!r}: {fix}.")
-        if name in first["hyperparams"]:
-            _refuse_both(name, first["hyperparams"][name])
-        if name == "learning_rate" and given[name] is not None:
-            _refuse_both(name, given[name])
+        if name in hyperparams:
+            _refuse_both(name, hyperparams[name])
+        if name == "learning_rate" and call.learning_rate is not None:
+            _refuse_both(name, call.learning_rate)
         if name == "args":
-            if given[name]:
-                _refuse_both(name, given[name])
+            if call.args:
+                _refuse_both(name, call.args)
             if not isinstance(stacked, tuple | list):
                 raise TypeError(
                     "over['args'] must be a tuple of stacked arrays, one for each of "
@@ -323,7 +322,7 @@ def _first_of(over, params, given, seeds) -> tuple[dict[str, Any], dict[str, Any
             continue
         if name in _ALMOST:
             raise ValueError(f"over has {name!r}: did you mean {_ALMOST[name]}?")
-        if name in DEFAULTS and name != "learning_rate":
+        if name in OPTIONS and name != "learning_rate":
             raise ValueError(
                 "over must name learning_rate, a hyperparameter, params or args, got "
                 f"{name!r}: it is one for all lanes; call sweep for each."
@@ -332,9 +331,8 @@ def _first_of(over, params, given, seeds) -> tuple[dict[str, Any], dict[str, Any
         if name == "learning_rate":
             first[name] = values[name][0]
         else:
-            first["hyperparams"][name] = values[name][0]
-    first["hyperparams"] = first["hyperparams"] or None
-    return values, first
+            hyperparams[name] = values[name][0]
+    return values, replace(call, **first, hyperparams=hyperparams or None)
 
 
 def _refuse_both(name, given) -> None:

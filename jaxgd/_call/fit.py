@@ -17,6 +17,7 @@ from optax import contrib
 
 from jaxgd import _tree
 from jaxgd._call.trial import kind_of, warn
+from jaxgd._checks import describe, short
 from jaxgd._loop.plan import (
     Numbers,
     Spec,
@@ -27,14 +28,15 @@ from jaxgd._loop.plan import (
     rate_of,
 )
 from jaxgd._rows.resident import bytes_computed, coarsest, pairs_rows
-from jaxgd._rules.adapter import describe, evaluation_params, find_state
+from jaxgd._rules.adapter import evaluation_params, find_state
 from jaxgd._stop.rules import StopRule
 from jaxgd._stop.status import Check
-from jaxgd._tree import dtype_of, is_real, short
+from jaxgd._tree import dtype_of, is_real
 
 # Intermediate bytes, as the program of the objective counts them, up to which all rows
 # are evaluated at once where parts of them may not be averaged.
 _WHOLE_BYTES = 2**31
+_CONFIG: Any = jax.config
 
 
 def weighed(spec: Spec, numbers: Numbers) -> Spec:
@@ -84,7 +86,7 @@ def _weight(spec: Spec, numbers: Numbers) -> tuple:
     traced = any(_tree.is_traced(x) for x in leaves)
     trace = _work.__wrapped__ if traced else _work
     key = spec._replace(exactly=None, lanes=False, layout=None, places=None)
-    return trace(key, shapes, treedef, jax.config.jax_enable_x64)
+    return trace(key, shapes, treedef, _CONFIG.jax_enable_x64)
 
 
 @lru_cache(maxsize=256)

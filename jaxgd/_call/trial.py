@@ -20,10 +20,11 @@ import numpy as np
 from jax import lax
 
 from jaxgd import _tree
+from jaxgd._checks import short
 from jaxgd._devices.layout import undisturbed, untyped
 from jaxgd._problem.objective import make_objective
 from jaxgd._rows.sample import ROWS
-from jaxgd._tree import Split, short
+from jaxgd._tree import Split
 
 # Entries of a gradient that are looked at, or twice as many.
 _ENTRIES = 256

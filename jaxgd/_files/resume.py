@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgd import _tree
+from jaxgd._checks import short
 from jaxgd._devices.layout import free, in_place, undisturbed
 from jaxgd._loop.loop import Run
 from jaxgd._loop.plan import Numbers, Spec
@@ -25,7 +26,6 @@ from jaxgd._loop.step import State
 from jaxgd._result.history import Record
 from jaxgd._stop.judge import Fall, Watch
 from jaxgd._stop.status import Check
-from jaxgd._tree import short
 
 # The library's own containers, of which a file tells the fields by name.
 OWN: dict[str, Any] = {c.__name__: c for c in (State, Run, Record, Check, Watch, Fall)}

@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 
 from jaxgd import _tree
+from jaxgd._checks import short
 from jaxgd._devices.layout import undisturbed, untyped
 from jaxgd._loop.plan import Numbers, Spec, block_of_pass, objective_of, rate_of
 from jaxgd._loop.program import make_parts, stop_rule
@@ -26,7 +27,6 @@ from jaxgd._rows.order import rows_of_steps
 from jaxgd._rows.stream import Stream
 from jaxgd._rules.adapter import counts_by_itself, evaluation_params
 from jaxgd._stop.status import Status
-from jaxgd._tree import short
 
 # Seconds for a look through the data, entries of them at a time, and rows of a batch
 # that are evaluated one by one.

@@ -22,8 +22,6 @@ from jaxgd._rules.adapter import (
 from jaxgd._stop.rules import StopRule
 from jaxgd._tree import Split
 
-_CONFIG: Any = jax.config
-
 
 class Spec(NamedTuple):
     """Everything that is structure: the key of the compiled program."""

@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 
 from jaxgd import _tree
+from jaxgd._checks import LAST_STEP, whole
 
 # Below this many rows every order must be equally likely, which few Feistel rounds
 # are not (chi-square per degree of freedom over all orders of n = 5: 1.4 after 12
@@ -25,7 +26,6 @@ from jaxgd import _tree
 _FISHER_YATES = 24
 _ROUNDS = 8
 _CONFIG: Any = jax.config
-_MAX_ROWS = 2**31 - 1
 _MAX_STEP = 2**31 - 1
 
 
@@ -67,7 +67,7 @@ def shuffled_rows(key, n: int, epoch, index) -> jax.Array:
       17 (1988). Fisher and Yates, Statistical Tables (1938); Durstenfeld, CACM 7
       (1964).
     """
-    n = _count("n", n)
+    n = whole("n", n, high=LAST_STEP)
     epoch, index = _integers("epoch", epoch), _integers("index", index)
     try:
         np.broadcast_shapes(np.shape(epoch), np.shape(index))
@@ -117,8 +117,11 @@ def batch_rows(key, n: int, batch_size: int, step, strata: int = 1) -> jax.Array
       >>> rows.shape
       (4,)
     """
-    n, batch_size = _count("n", n), _count("batch_size", batch_size)
-    strata = _count("strata", strata)
+    n, batch_size = (
+        whole("n", n, high=LAST_STEP),
+        whole("batch_size", batch_size, high=LAST_STEP),
+    )
+    strata = whole("strata", strata, high=LAST_STEP)
     if batch_size > n:
         raise ValueError(
             f"batch_size must be at most n = {n}, got {batch_size}: pass a smaller one."
@@ -421,20 +424,6 @@ def _mix(x):
 def _below(hashed, length):
     """``hashed * length / 2**32`` without 64 bits: exact for ``length < 2**16``."""
     return ((hashed >> 16) * length + (((hashed & 0xFFFF) * length) >> 16)) >> 16
-
-
-def _count(name, value) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(
-            f"{name} must be a Python int, got {value!r}: pass a whole number."
-        )
-    value = int(value)
-    if not 1 <= value <= _MAX_ROWS:
-        raise ValueError(
-            f"{name} must be between 1 and 2**31 - 1, got {value}: pass a positive "
-            "count."
-        )
-    return value
 
 
 def _integers(name, value):

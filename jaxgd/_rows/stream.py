@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgd import _tree
+from jaxgd._checks import describe, short, whole
 from jaxgd._rows.order import Place, as_key, rows_of_steps, shuffled_rows
 from jaxgd._rows.resident import chunk_size
 from jaxgd._rows.sample import as_on_device, mark_of, sample_places
-from jaxgd._rules.adapter import describe
-from jaxgd._tree import dtype_of, short
+from jaxgd._tree import dtype_of
 
 _MOST_ROWS = 2**31 - 1
 _BLOCK_BYTES = 2**20
@@ -174,7 +174,7 @@ class Stream:
         mixed_blocks: int | None = None,
         rows: int | None = None,
     ):
-        self.budget_bytes = _count("budget_bytes", budget_bytes)
+        self.budget_bytes = whole("budget_bytes", budget_bytes)
         self._arrays: list | None = None
         self._factory: Callable | None = None
         # Of a function that was not counted: its blocks, for whoever reads first.
@@ -185,7 +185,7 @@ class Stream:
             _refuse_for_function("block_rows", block_rows)
             _refuse_for_function("mixed_blocks", mixed_blocks)
             self._factory = source
-            said = None if rows is None else _count("rows", rows)
+            said = None if rows is None else whole("rows", rows)
             self.form, self._begun, self._first = _form_of_blocks(source, said)
         else:
             if rows is not None:
@@ -208,9 +208,9 @@ class Stream:
                 )
         default = max(1, _BLOCK_BYTES // max(1, self.form.row_bytes))
         self.block_rows = min(
-            self.n, default if block_rows is None else _count("block_rows", block_rows)
+            self.n, default if block_rows is None else whole("block_rows", block_rows)
         )
-        self.mixed_blocks = _count(
+        self.mixed_blocks = whole(
             "mixed_blocks", _MIXED if mixed_blocks is None else mixed_blocks
         )
 
@@ -246,7 +246,7 @@ class Stream:
         Returns:
           int array of shape (batch_size,).
         """
-        order = Order(KeyData.of(as_key(key)), self.n, _count("batch_size", batch_size))
+        order = Order(KeyData.of(as_key(key)), self.n, whole("batch_size", batch_size))
         if self.shuffle == "rows":
             return _window_rows(order, 1, step)[0]
         if self.shuffle is None:
@@ -1026,11 +1026,3 @@ def _refuse_for_function(name, value) -> None:
             f"{name} is for arrays as source, a function yields rows in its own order, "
             f"got {value!r}: leave it out and shuffle in the function."
         )
-
-
-def _count(name, value) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be a whole number, got {value!r}: pass an int.")
-    if int(value) < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}: pass 1 or more.")
-    return int(value)

@@ -15,6 +15,7 @@ import optax
 from optax import contrib
 
 from jaxgd import _tree
+from jaxgd._checks import describe
 from jaxgd._rules.barzilai_borwein import BarzilaiBorweinState
 from jaxgd._rules.parabolic_rms import ParabolicRMSState
 from jaxgd._rules.real_view import (
@@ -395,13 +396,3 @@ def find_state(opt_state, kind) -> Any:
     """The first state of class ``kind`` (or a tuple of them), or None."""
     leaves = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, kind))
     return next((leaf for leaf in leaves if isinstance(leaf, kind)), None)
-
-
-def describe(thing) -> str:
-    """How an error names an object: functions by name, the rest by type and value."""
-    name = getattr(thing, "__qualname__", None)
-    if name is not None:
-        return f"{getattr(thing, '__module__', '')}.{name}".lstrip(".")
-    text = " ".join(repr(thing).split())
-    text = text if len(text) < 60 else text[:57] + "..."
-    return f"{text} of type {type(thing).__name__}"

@@ -13,9 +13,9 @@ import numpy as np
 import optax
 
 from jaxgd import _tree
+from jaxgd._checks import whole
 from jaxgd._rules.line_search import (
     Progress,
-    at_least_one,
     extend_progress,
     line_of,
     over,
@@ -144,8 +144,8 @@ def barzilai_borwein(
       guaranteed descent and an efficient line search, SIAM Journal on Optimization 16
       (2005), for the acceptance under rounding.
     """
-    memory = at_least_one("memory", memory)
-    most = at_least_one("max_linesearch_steps", max_linesearch_steps)
+    memory = whole("memory", memory)
+    most = whole("max_linesearch_steps", max_linesearch_steps)
 
     def init(params) -> BarzilaiBorweinState:
         dtype = _tree.real_dtype(params)

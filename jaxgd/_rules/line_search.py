@@ -5,7 +5,6 @@ all rules of the library that need no learning rate.
 """
 
 import inspect
-import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -149,19 +148,6 @@ def require(rule: str, **needed) -> None:
                 f"{name} is missing: call update(grad, state, params, value=value, "
                 f"grad=grad, value_fn=fun) of {rule}."
             )
-
-
-def at_least_one(name, number) -> int:
-    """A whole number of 1 or more, or an error that names the argument."""
-    try:
-        whole = operator.index(number)
-    except TypeError:
-        whole = None
-    if whole is None or isinstance(number, bool):
-        raise TypeError(f"{name} must be a whole number, got {number!r}: pass an int.")
-    if whole < 1:
-        raise ValueError(f"{name} must be at least 1, got {whole}: pass 1 or more.")
-    return whole
 
 
 def unit_of(grad, dtype) -> jax.Array:

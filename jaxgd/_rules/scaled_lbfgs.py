@@ -14,10 +14,10 @@ import optax
 from jax import lax
 
 from jaxgd import _tree
+from jaxgd._checks import whole
 from jaxgd._rules.line_search import (
     Line,
     Progress,
-    at_least_one,
     extend_progress,
     line_of,
     over,
@@ -151,7 +151,7 @@ def scaled_lbfgs(memory_size: int = 10) -> optax.GradientTransformationExtraArgs
       guaranteed descent and an efficient line search, SIAM Journal on Optimization 16
       (2005), for the acceptance under rounding.
     """
-    size = at_least_one("memory_size", memory_size)
+    size = whole("memory_size", memory_size)
 
     def init(params) -> ScaledLBFGSState:
         dtype = _tree.real_dtype(params)

@@ -6,7 +6,7 @@ judged next door (``_stop/judge``).
 
 import functools
 import inspect
-import operator
+import math
 import zlib
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from jaxgd import _tree
+from jaxgd._checks import LAST_STEP, real, whole
 from jaxgd._rules import adapter
 from jaxgd._stop.judge import resolution
 from jaxgd._stop.status import Check, Criterion, Status
@@ -204,7 +205,7 @@ def target_value(value) -> StopRule:
       >>> import jaxgd
       >>> rule = jaxgd.target_value(0.05)
     """
-    value = _number("target_value", "value", value, nonnegative=False)
+    value = _number("target_value", "value", value, low=-math.inf)
     return StopRule(
         init=_nothing,
         update=Partial(_target_reached, value),
@@ -509,50 +510,19 @@ def _tolerances(rule, **given) -> list:
             f"jaxgd.{rule}({next(iter(given))}=1e-6)."
         )
     return [
-        0.0 if value is None else _number(rule, name, value, nonnegative=True)
+        0.0 if value is None else _number(rule, name, value)
         for name, value in given.items()
     ]
 
 
-def _number(rule, name, value, nonnegative):
-    if _tree.is_traced(value):
+def _number(rule, name, value, low=0.0):
+    real(f"{rule}: {name}", value, "pass for example 1e-6", low=low, finite=False)
+    if _tree.is_traced(value) or isinstance(value, jax.Array):
         return value
-    array = np.asarray(value) if hasattr(value, "dtype") else value
-    real = isinstance(value, int | float) and not isinstance(value, bool)
-    if not real and getattr(value, "dtype", np.dtype(bool)).kind not in "fiuV":
-        raise TypeError(
-            f"{rule}: {name} must be a real number, got {value!r}: pass for example "
-            "1e-6."
-        )
-    if np.shape(value) != ():
-        raise ValueError(
-            f"{rule}: {name} must be a scalar, got shape {np.shape(value)}: pass for "
-            "example 1e-6, or vmap."
-        )
-    if np.isnan(array) or (nonnegative and array < 0):
-        low = " >= 0" if nonnegative else ""
-        raise ValueError(
-            f"{rule}: {name} must be a number{low}, got {value!r}: pass for example "
-            "1e-6."
-        )
-    return value if isinstance(value, jax.Array) else float(array)
+    return float(value)
 
 
 def _patience(rule, patience):
     if _tree.is_traced(patience):
         return patience
-    try:
-        number = operator.index(patience)
-    except TypeError:
-        number = None
-    if number is None or isinstance(patience, bool):
-        raise TypeError(
-            f"{rule}: patience must be a whole number of checks, got {patience!r}: "
-            "pass for example 1."
-        )
-    if not 1 <= number < 2**31:
-        raise ValueError(
-            f"{rule}: patience must be at least 1 and below 2**31, got {number}: pass "
-            "1."
-        )
-    return np.asarray(number, np.int32)
+    return np.asarray(whole(f"{rule}: patience", patience, high=LAST_STEP), np.int32)

@@ -17,8 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgd import _tree
-from jaxgd._api.minimize import DEFAULTS, check_names
-from jaxgd._call.arguments import check_all, refuse_stream, tried, whole
+from jaxgd._call.arguments import checked, tried
+from jaxgd._call.arrays import refuse_stream
+from jaxgd._call.call import Call, call_of
+from jaxgd._checks import whole
 from jaxgd._loop.plan import Spec
 from jaxgd._loop.program import go, make_parts, start, stop_rule
 from jaxgd._rows.resident import chunk_size
@@ -196,7 +198,7 @@ def benchmark(
       model, CACM 52 (2009).
     """
     own: dict[str, str] = dict.fromkeys(("max_steps", "epochs", "state"), "pass steps")
-    check_names("benchmark", like_minimize, own)
+    call = call_of("benchmark", fun, params, data, like_minimize, own)
     if any(_tree.is_traced(x) for x in jax.tree.leaves((params, data, like_minimize))):
         raise TypeError(
             "benchmark measures time, which nothing does inside jit, vmap or grad: "
@@ -211,15 +213,14 @@ def benchmark(
     repeats = whole("repeats", repeats, low=1)
     if steps is not None:
         steps = whole("steps", steps, low=1, high=_MOST_STEPS)
-    elif like_minimize.get("stop", "auto") is None:
+    elif call.stop is None:
         raise ValueError(
             "steps must be given with stop=None, whose program has a fixed length, got "
             "None: pass steps=1000."
         )
-    given = {**DEFAULTS, **like_minimize}
-    if given["stop"] == "auto" and given["batch_size"] is None:
-        given["stop"] = gradient_norm(atol=0.0)
-    programs = _Programs(fun, params, data, given)
+    if call.stop == "auto" and call.batch_size is None:
+        call = replace(call, stop=gradient_norm(atol=0.0))
+    programs = _Programs(call)
     size = programs.chunk
     count = size if steps is None else -(-steps // size) * size
     first = programs.run(count)
@@ -285,11 +286,9 @@ class _EndedError(ValueError):
 class _Programs:
     """The two programs of a run, compiled apart from running them."""
 
-    def __init__(self, fun, params, data, given):
-        refuse_stream("benchmark", data)
-        self._call = lambda steps: check_all(
-            fun, params, data, **{**given, "max_steps": steps}
-        )
+    def __init__(self, call: Call):
+        refuse_stream("benchmark", call.data)
+        self._call = lambda steps: checked(replace(call, max_steps=steps))
         self._compiled = {}
         self.trace_s = self.compile_s = 0.0
         start = time.perf_counter()

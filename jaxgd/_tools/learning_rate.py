@@ -16,16 +16,19 @@ import jax
 import numpy as np
 
 from jaxgd import _tree
-from jaxgd._call.arguments import check_all, refuse_stream, tried
+from jaxgd._call.arguments import checked, tried
+from jaxgd._call.arrays import refuse_stream
+from jaxgd._call.call import Call
+from jaxgd._checks import describe, short
 from jaxgd._loop.plan import Numbers, Spec, block_alone, objective_of
 from jaxgd._loop.program import go, start
 from jaxgd._rows.resident import pass_key
-from jaxgd._rules.adapter import describe, is_rule
+from jaxgd._rules.adapter import is_rule
 from jaxgd._rules.barzilai_borwein import barzilai_borwein
 from jaxgd._rules.parabolic_rms import parabolic_rms
 from jaxgd._rules.scaled_lbfgs import scaled_lbfgs
 from jaxgd._tools.sharpness import sharpness
-from jaxgd._tree import dtype_of, is_real, short
+from jaxgd._tree import dtype_of, is_real
 
 # Measured on 7 tasks x 4 batch sizes x 3 rules (benchmarks/rate_search.py). The best
 # rate after a tenth of a run is no good one at its end in a third of all cases (20 of
@@ -241,27 +244,27 @@ def find_learning_rate(
         )
     grid = None if learning_rates is None else _grid(learning_rates)
     refuse_stream("find_learning_rate", data)
-    spec, numbers, steps = check_all(
+    call = Call(
         fun,
         params,
         data,
         args=args,
         batch_size=batch_size,
-        learning_rate=1.0,
         optimizer=optimizer,
         hyperparams=hyperparams,
         max_steps=max_steps,
         epochs=epochs,
-        stop=None,
         key=key,
-        state=None,
         has_aux=has_aux,
         with_key=with_key,
         microbatch_size=microbatch_size,
         strata=strata,
+        learning_rate=1.0,
+        stop=None,
         final_evaluation=False,
         history_rows=0,
     )
+    spec, numbers, steps = checked(call)
     if steps < 1:
         name = "epochs" if max_steps is None else "max_steps"
         raise ValueError(f"{name} must be at least 1 step, got 0: there is no race.")

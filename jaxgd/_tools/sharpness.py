@@ -15,7 +15,10 @@ import numpy as np
 from jax import lax
 
 from jaxgd import _tree
-from jaxgd._call.arguments import check_all, real, refuse_stream, tried, whole
+from jaxgd._call.arguments import checked, tried
+from jaxgd._call.arrays import refuse_stream
+from jaxgd._call.call import Call
+from jaxgd._checks import real, whole
 from jaxgd._devices.layout import untyped
 from jaxgd._loop.plan import Numbers, Spec, block_alone, objective_of
 from jaxgd._rows.resident import pass_key
@@ -103,27 +106,21 @@ def sharpness(
     real("rtol", rtol, "pass for example 0.01")
     max_products = whole("max_products", max_products, low=1, high=2**31 - 1)
     refuse_stream("sharpness", data)
-    spec, numbers, _ = check_all(
+    call = Call(
         fun,
         params,
         data,
-        args=args,
-        batch_size=None,
-        learning_rate=0.0,  # what follows is of no descent
-        optimizer=None,
-        hyperparams=None,
-        max_steps=0,
-        epochs=None,
-        stop=None,
+        args,
         key=key,
-        state=None,
         has_aux=has_aux,
         with_key=with_key,
         microbatch_size=microbatch_size,
-        strata=None,
-        final_evaluation=False,
+        learning_rate=0.0,  # what follows is of no descent
+        max_steps=0,
+        stop=None,
         history_rows=0,
     )
+    spec, numbers, _ = checked(call)
     spec = tried(spec, numbers, splits=True, lanes=_WORK_OF_PRODUCT)
     dtype = _tree.real_dtype(numbers.params)
     traced = _tree.is_traced(rtol)

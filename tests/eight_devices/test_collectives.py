@@ -16,8 +16,8 @@ from layouts import LAYOUTS
 from objectives import DATA, MEANS, START, linear, off
 
 import jaxgd
-from jaxgd._api.minimize import DEFAULTS
-from jaxgd._call.arguments import check_all
+from jaxgd._call.arguments import checked
+from jaxgd._call.call import Call
 from jaxgd._files.resume import begin
 from jaxgd._loop.program import go
 
@@ -36,7 +36,7 @@ ahead = load()
 
 def program(fun, params, data, **how):
     """What ``minimize`` runs, compiled."""
-    spec, numbers, limit = check_all(fun, params, data, **{**DEFAULTS, **how})
+    spec, numbers, limit = checked(Call(fun, params, data, **how))
     compiled = go.lower(spec, numbers, begin(spec, numbers, None), limit).compile()
     return compiled
 

@@ -8,8 +8,8 @@ import pytest
 from layouts import LAYOUTS, close, minimize
 from objectives import BATCH, COUPLED, DATA, MEANS, START
 
-from jaxgd._api.minimize import DEFAULTS
-from jaxgd._call.arguments import check_all, tried
+from jaxgd._call.arguments import checked, tried
+from jaxgd._call.call import Call
 
 # That rows are no mean is said, of some of them: see test_a_trial.
 pytestmark = pytest.mark.filterwarnings("ignore:fun is no mean")
@@ -20,7 +20,7 @@ def said(fun, params, data, layout="8 devices"):
     data = LAYOUTS[layout](data)
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
-        found_spec = check_all(fun, params, data, **{**DEFAULTS, "batch_size": BATCH})
+        found_spec = checked(Call(fun, params, data, batch_size=BATCH))
         tried(*found_spec[:2])
     return [str(warning.message) for warning in found]
 

@@ -10,8 +10,8 @@ from jax.sharding import PartitionSpec as P
 from layouts import close
 
 import jaxgd
-from jaxgd._api.minimize import DEFAULTS
-from jaxgd._call.arguments import check_all
+from jaxgd._call.arguments import checked
+from jaxgd._call.call import Call
 from jaxgd._files.resume import begin
 from jaxgd._loop.program import go
 
@@ -147,7 +147,7 @@ def test_no_device_holds_a_large_table():
     how = {**MINI, "optimizer": optax.sgd, "learning_rate": 0.1, "max_steps": 5}
 
     data = jax.device_put(DATA, NamedSharding(mesh, P("a")))
-    spec, numbers, limit = check_all(loss, params, data, **DEFAULTS | how)
+    spec, numbers, limit = checked(Call(loss, params, data, **how))
     state = begin(spec, numbers)
     compiled = go.lower(spec, numbers, state, limit).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 5 * words * 16 * 4 / 8
@@ -185,7 +185,7 @@ def test_a_history_of_their_shape_is_not_split():
         return jnp.mean((params[batch[0] % 64] - batch[1]) ** 2)
 
     how = RUNS["checks"] | {"history_rows": 64, "max_steps": 5}
-    spec, numbers, limit = check_all(away, table, DATA, **DEFAULTS | how)
+    spec, numbers, limit = checked(Call(away, table, DATA, **how))
     state = go(spec, numbers, begin(spec, numbers), limit).state
     assert not state.params.sharding.is_fully_replicated
     for leaf in jax.tree.leaves((state.run.history, state.run.checks)):
