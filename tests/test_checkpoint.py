@@ -30,7 +30,7 @@ import jaxgd
 from jaxgd import Check, Status
 from jaxgd._files import checkpoint, resume
 from jaxgd._files.resume import Node
-from jaxgd._loop.loop import Run
+from jaxgd._loop.memory import Run
 from jaxgd._loop.step import State
 from jaxgd._result.history import Record
 from jaxgd._stop.judge import Fall, Watch

@@ -11,7 +11,8 @@ from jax.tree_util import Partial
 
 import jaxgd
 from jaxgd import Check, Status, StopRule, _tree
-from jaxgd._stop.judge import STILL_STEPS, Kind, fresh_watch, make_judge
+from jaxgd._rules.adapter import Kind
+from jaxgd._stop.judge import STILL_STEPS, fresh_watch, make_judge
 from jaxgd._stop.rules import (
     auto_rule,
     describe,

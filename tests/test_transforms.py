@@ -289,7 +289,7 @@ def test_static_chunks_agree_with_the_traced_loop(
     stop, batch_size, rate, limit, monkeypatch
 ):
     # What GPUs and TPUs run, run here.
-    from jaxgd._loop import loop
+    from jaxgd._loop import advance
 
     arguments = {"batch_size": batch_size, "stop": stop, "learning_rate": rate}
     arguments["max_steps"] = limit
@@ -297,7 +297,7 @@ def test_static_chunks_agree_with_the_traced_loop(
     traced = jaxgd.minimize(fun, START, (X, Y), **arguments)
     with monkeypatch.context() as patch:
         patch.setattr(
-            loop.lax,
+            advance.lax,
             "platform_dependent",
             lambda *given, cpu, default: default(*given),
         )

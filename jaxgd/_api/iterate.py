@@ -20,8 +20,8 @@ from jaxgd._checks import flag, whole
 from jaxgd._files.resume import begin
 from jaxgd._loop.cause import explained
 from jaxgd._loop.host import drive, feeding
+from jaxgd._loop.outcome import finished
 from jaxgd._loop.plan import Numbers, Spec
-from jaxgd._loop.program import finished
 from jaxgd._loop.step import State
 from jaxgd._result.result import Result
 from jaxgd._rows.stream import Stream

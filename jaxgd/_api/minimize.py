@@ -12,7 +12,7 @@ from jaxgd._call.call import Call
 from jaxgd._files.resume import begin
 from jaxgd._loop.cause import explained
 from jaxgd._loop.host import drive
-from jaxgd._loop.program import finished
+from jaxgd._loop.outcome import finished
 from jaxgd._loop.step import State
 from jaxgd._result.result import Result
 from jaxgd._stop.rules import StopRule

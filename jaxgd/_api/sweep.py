@@ -19,8 +19,9 @@ from jaxgd._call.arrays import refuse_stream
 from jaxgd._call.call import OPTIONS, Call, call_of
 from jaxgd._checks import describe, fit_32_bits, whole
 from jaxgd._loop.cause import BAD, explained
+from jaxgd._loop.outcome import finished
 from jaxgd._loop.plan import Numbers, Spec
-from jaxgd._loop.program import finished, go_together, start
+from jaxgd._loop.program import go_together, start
 from jaxgd._result.result import Result
 from jaxgd._stop.status import Status
 from jaxgd._tree import dtype_of, is_real

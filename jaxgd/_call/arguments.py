@@ -35,7 +35,7 @@ from jaxgd._devices.layout import (
     undisturbed,
 )
 from jaxgd._devices.processes import require_same_on_processes
-from jaxgd._loop.loop import Run
+from jaxgd._loop.memory import Run
 from jaxgd._loop.plan import Numbers, Spec, windows_of
 from jaxgd._rows.order import as_key
 from jaxgd._rows.sample import mark_of, sample_of

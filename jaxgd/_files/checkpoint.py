@@ -45,7 +45,7 @@ import numpy as np
 from jaxgd import _tree
 from jaxgd._devices.processes import told_by_all
 from jaxgd._files.resume import OWN, Node, fields_of, level_of
-from jaxgd._loop.loop import Run
+from jaxgd._loop.memory import Run
 from jaxgd._loop.step import State
 from jaxgd._result.result import Result
 

@@ -19,7 +19,7 @@ import numpy as np
 from jaxgd import _tree
 from jaxgd._checks import short
 from jaxgd._devices.layout import free, in_place, undisturbed
-from jaxgd._loop.loop import Run
+from jaxgd._loop.memory import Run
 from jaxgd._loop.plan import Numbers, Spec
 from jaxgd._loop.program import in_places, start
 from jaxgd._loop.step import State

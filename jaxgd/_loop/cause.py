@@ -18,8 +18,8 @@ from jax import lax
 from jaxgd import _tree
 from jaxgd._checks import short
 from jaxgd._devices.layout import undisturbed, untyped
+from jaxgd._loop.parts import make_parts, stop_rule
 from jaxgd._loop.plan import Numbers, Spec, block_of_pass, objective_of, rate_of
-from jaxgd._loop.program import make_parts, stop_rule
 from jaxgd._problem.objective import Batch
 from jaxgd._result.diagnosis import blown_up
 from jaxgd._result.result import Cause, Result

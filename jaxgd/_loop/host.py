@@ -2,8 +2,8 @@
 
 This room owns ``drive``, the one way into a run: resident data go to the compiled
 program as they are, a ``Stream`` is driven from here. The order of events is that of
-``_loop/loop``, whose pieces are the programs here; between them the host brings windows
-of rows and decides nothing but which of the programs comes next.
+``_loop/passes``, whose pieces are the programs here; between them the host brings
+windows of rows and decides nothing but which of the programs comes next.
 """
 
 import contextlib
@@ -17,25 +17,12 @@ from jax import lax
 
 from jaxgd import _tree
 from jaxgd._devices.layout import undisturbed
-from jaxgd._loop.loop import (
-    Full,
-    absorb,
-    advance,
-    first_look,
-    pass_wanted,
-    to_next_check,
-)
+from jaxgd._loop.advance import advance, progress_at_start
+from jaxgd._loop.outcome import Outcome, outcome_of
+from jaxgd._loop.parts import Full, full_of, make_parts, stop_rule
+from jaxgd._loop.passes import absorb, pass_wanted, to_next_check
 from jaxgd._loop.plan import Numbers, Spec, objective_of, windows_of
-from jaxgd._loop.program import (
-    Outcome,
-    full_of,
-    go,
-    go_together,
-    make_parts,
-    outcome_of,
-    stop_rule,
-    taken_up,
-)
+from jaxgd._loop.program import go, go_together, taken_up
 from jaxgd._loop.step import State
 from jaxgd._problem.objective import (
     BlockForms,
@@ -112,30 +99,30 @@ class Feed:
 
 
 def _driven(spec: Spec, numbers: Numbers, state: State, limit, feed: Feed) -> Outcome:
-    look, due, limit, told = _enter(spec, numbers, state, limit)
+    now, due, limit, told = _enter(spec, numbers, state, limit)
     step, verdict, goal = map(int, told)
     try:
         while True:
             while verdict == Status.RUNNING:
                 window, first, upto = feed.rows(step, goal)
-                given = numbers._replace(data=window), look
-                look, told = _advanced(spec, *given, np.int32(upto), np.int32(first))
+                given = numbers._replace(data=window), now
+                now, told = _advanced(spec, *given, np.int32(upto), np.int32(first))
                 del window, given
                 step, verdict = map(int, told)
                 if step == goal:
                     break
-            if _wants_pass(spec, numbers, look, due):
-                full = _full_pass(spec, feed, numbers, look.state)
+            if _wants_pass(spec, numbers, now, due):
+                full = _full_pass(spec, feed, numbers, now.state)
             else:
-                full = _no_pass(spec, numbers, look.state)
-            outcome, look, due, told = _settled(spec, numbers, look, full, due, limit)
-            look = look._replace(state=outcome.state)
+                full = _no_pass(spec, numbers, now.state)
+            outcome, now, due, told = _settled(spec, numbers, now, full, due, limit)
+            now = now._replace(state=outcome.state)
             verdict, goal = map(int, told)
             if verdict != Status.RUNNING:
                 feed.reached = outcome.state
                 return outcome
     except StreamError as error:
-        error.state = look.state
+        error.state = now.state
         raise
 
 
@@ -157,42 +144,42 @@ def _enter(spec: Spec, numbers: Numbers, state: State, limit):
     numbers = _without_rows(numbers)
     state, limit = taken_up(spec, numbers, state, limit)
     parts, _ = make_parts(spec, numbers, state, stop_rule(spec, numbers))
-    look, due = to_next_check(parts, first_look(parts, state, limit), limit)
-    told = jnp.stack([state.step, look.verdict, look.goal])
-    return look, due, limit, told
+    now, due = to_next_check(parts, progress_at_start(parts, state, limit), limit)
+    told = jnp.stack([state.step, now.verdict, now.goal])
+    return now, due, limit, told
 
 
 @partial(jax.jit, static_argnums=0)
-def _advanced(spec: Spec, numbers: Numbers, look, goal, first):
+def _advanced(spec: Spec, numbers: Numbers, now, goal, first):
     rule = stop_rule(spec, numbers)
-    parts, _ = make_parts(spec, numbers, look.state, rule, first)
-    look = advance(parts, look._replace(goal=goal, done=jnp.bool_(False)))
-    return look, jnp.stack([look.state.step, look.verdict])
+    parts, _ = make_parts(spec, numbers, now.state, rule, first)
+    now = advance(parts, now._replace(goal=goal, done=jnp.bool_(False)))
+    return now, jnp.stack([now.state.step, now.verdict])
 
 
 @partial(jax.jit, static_argnums=0)
-def _settled(spec: Spec, numbers: Numbers, look, full: Full, due, limit):
+def _settled(spec: Spec, numbers: Numbers, now, full: Full, due, limit):
     numbers = _without_rows(numbers)
     rule = stop_rule(spec, numbers)
-    parts, _ = make_parts(spec, numbers, look.state, rule)
-    end, look = absorb(parts, look, full, due, limit)
-    look, due = to_next_check(parts, look, limit)
+    parts, _ = make_parts(spec, numbers, now.state, rule)
+    end, now = absorb(parts, now, full, due, limit)
+    now, due = to_next_check(parts, now, limit)
     outcome = outcome_of(spec, numbers, rule, end, limit)
-    told = jnp.stack([end.status, look.goal])
-    return outcome, look._replace(state=None), due, told
+    told = jnp.stack([end.status, now.goal])
+    return outcome, now._replace(state=None), due, told
 
 
-def _wants_pass(spec: Spec, numbers: Numbers, look, due) -> bool:
+def _wants_pass(spec: Spec, numbers: Numbers, now, due) -> bool:
     if spec.final_evaluation or spec.stop is None:
         return spec.final_evaluation
-    return bool(_pass_wanted(spec, numbers, look, due))
+    return bool(_pass_wanted(spec, numbers, now, due))
 
 
 @partial(jax.jit, static_argnums=0)
-def _pass_wanted(spec: Spec, numbers: Numbers, look, due):
+def _pass_wanted(spec: Spec, numbers: Numbers, now, due):
     numbers = _without_rows(numbers)
-    parts, _ = make_parts(spec, numbers, look.state, stop_rule(spec, numbers))
-    return pass_wanted(parts, look, due)
+    parts, _ = make_parts(spec, numbers, now.state, stop_rule(spec, numbers))
+    return pass_wanted(parts, now, due)
 
 
 def _full_pass(spec: Spec, feed: Feed, numbers: Numbers, state) -> Full:

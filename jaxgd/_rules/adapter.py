@@ -7,7 +7,7 @@ tried, and at which parameters it is to be judged. It plugs into the step as an 
 """
 
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,27 @@ _OWN_PACE = (
     optax.ConditionallyTransformState,
     contrib.SAMState,
 )
+
+
+class Kind(NamedTuple):
+    """What the loop and its judgment have to know of an update rule.
+
+    Attributes:
+      plain: its steps are the rate times the gradient.
+      searches: they come from a line search.
+      averages: the rule is judged at evaluation parameters of its own.
+      reported: it tells the decrease that it expects.
+      rests: it may have fixed points where the gradient is not 0.
+    """
+
+    plain: bool = False
+    searches: bool = False
+    averages: bool = False
+    reported: bool = False
+    rests: bool = False
+
+
+OTHER = Kind()
 
 
 def is_rule(optimizer) -> bool:

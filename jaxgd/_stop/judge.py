@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgd import _tree
+from jaxgd._rules.adapter import OTHER, Kind
 from jaxgd._stop.status import Check, Status
 
 # A run that stood still for so many steps will not move again; fewer could be a warm-up
@@ -111,24 +112,6 @@ class Watch(NamedTuple):
     grad_norm: Any  # the gradient norm at the check before
     gain: Any  # the largest ratio of a step to the gradient it came from
     fall: Any  # Fall
-
-
-class Kind(NamedTuple):
-    """What the judgment has to know of an update rule and a stop rule.
-
-    Attributes:
-      rests: the update rule may have fixed points where the gradient is not 0.
-      reported: it tells the decrease that it expects.
-      searches: its steps come from a line search.
-      plain: they are the rate times the gradient.
-      waits: the stop rule holds only where the expected decrease is sure.
-    """
-
-    rests: bool = False
-    reported: bool = False
-    searches: bool = False
-    plain: bool = False
-    waits: bool = False
 
 
 def fresh_watch(memory, dtype) -> Watch:
@@ -261,9 +244,10 @@ def _expected(told, estimates, norm):
     return jnp.where(norm == 0, 0, worst)
 
 
-def make_judge(rule, params, kind: Kind = Kind()):  # noqa: B008
+def make_judge(rule, params, kind: Kind = OTHER, waits: bool = False):
     """``judge(watch, check, moved) -> (watch, code)`` with a ``Status`` code.
 
+    ``waits``: the stop rule holds only where the expected decrease is sure.
     ``moved``: whether the last step changed any parameter, or None where checks are
     further apart. A step stands still that changes no bit, or that lowers the objective
     no further and is as small as rounding (a cycle between neighboring numbers).
@@ -305,7 +289,7 @@ def make_judge(rule, params, kind: Kind = Kind()):  # noqa: B008
             watch.started, watch.memory, _tree.cast_like(rule.init(check), watch.memory)
         )
         memory, holds = rule.update(memory, check)
-        if kind.waits:
+        if waits:
             holds = holds & sure
         memory = _tree.cast_like(memory, watch.memory)
         code = jnp.int32(rule.status(memory) if callable(rule.status) else rule.status)

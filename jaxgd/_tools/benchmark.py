@@ -21,8 +21,9 @@ from jaxgd._call.arguments import checked, tried
 from jaxgd._call.arrays import refuse_stream
 from jaxgd._call.call import Call, call_of
 from jaxgd._checks import whole
+from jaxgd._loop.parts import make_parts, stop_rule
 from jaxgd._loop.plan import Spec
-from jaxgd._loop.program import go, make_parts, start, stop_rule
+from jaxgd._loop.program import go, start
 from jaxgd._rows.resident import chunk_size
 from jaxgd._stop.rules import gradient_norm
 from jaxgd._stop.status import Status
