@@ -44,22 +44,22 @@ MUTATIONS = (
     Mutation(
         "_loop/advance",
         "the goal is one step too late",
-        "goal = jnp.where(held, state.step + held_at, now.goal)",
-        "goal = jnp.where(held, state.step + held_at + 1, now.goal)",
+        "goal = jnp.where(held, step + held_at, now.goal)",
+        "goal = jnp.where(held, step + held_at + 1, now.goal)",
         LOOP,
     ),
     Mutation(
         "_loop/advance",
         "a bad step comes back itself",
-        "goal = jnp.where(bad, state.step + bad_at - 1, goal)",
-        "goal = jnp.where(bad, state.step + bad_at, goal)",
+        "goal = jnp.where(lost, step + bad_at - 1, goal)",
+        "goal = jnp.where(lost, step + bad_at, goal)",
         LOOP,
     ),
     Mutation(
         "_loop/advance",
         "the step before a bad one is called bad",
-        "verdict = jnp.where(bad, not_finite(state.step + bad_at), verdict)",
-        "verdict = jnp.where(bad, not_finite(state.step + bad_at - 1), verdict)",
+        "verdict = jnp.where(lost, not_finite(step + bad_at), verdict)",
+        "verdict = jnp.where(lost, not_finite(step + bad_at - 1), verdict)",
         LOOP,
     ),
     Mutation(

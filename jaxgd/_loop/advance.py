@@ -146,49 +146,89 @@ def _is_done(parts: Parts, now: Progress):
     return now.done | (decided & (now.state.step == now.goal))
 
 
-def settle(parts: Parts, now: Progress, start, turn: Turn, infos, judged, finite):
-    """What happened in a chunk: (look without large trees, back, ahead)."""
-    state, run, count = now.state, now.state.run, turn.count
-    watch, codes, checks = judged
-    undecided = now.verdict == Status.RUNNING
+class Event(NamedTuple):
+    """What happened in a chunk of steps, and what follows of it."""
 
-    live = up_to(parts.size) < count
+    goal: Any  # int32: the step to reach
+    verdict: Any  # int32: why, as far as it is known
+    counts: Any  # bool: the chunk counts; else it is run again, or was a look
+    chunk_limit: Any  # int32: steps that the next chunk may take
+
+
+def event_of(now: Progress, turn: Turn, codes, bad, finite, may_hold, size) -> Event:
+    """The first thing that happened in the steps of ``turn``.
+
+    For example: a chunk of 4 steps begins at step 8, and the rule holds at the third
+    iterate that its steps saw, ``codes = [0, 0, 1, 0]``. Then the goal is step 10, the
+    verdict 1, and the chunk does not count: its next turn takes 2 steps and the one
+    after looks at step 10. Were the third iterate not finite instead, ``bad = [0, 0, 1,
+    1]``, the goal were step 9, the last that is.
+
+    Args:
+      now: the run before the chunk.
+      turn: the chunk.
+      codes: int32[size], what the stop rule says at the iterate each step saw.
+      bad: bool[size], whether that is not finite.
+      finite: whether the iterate after the last step is.
+      may_hold: whether the stop rule is asked, besides the look at the goal.
+      size: the most steps that a chunk may take.
+    """
+    step, count = now.state.step, turn.count
+    undecided = now.verdict == Status.RUNNING
+    live = up_to(codes.shape[0]) < count
     held_at = first_true(live & (codes != Status.RUNNING))
-    bad_at = first_true(live & is_bad(infos))
-    may_hold = undecided & (~turn.looks | parts.judge_at_limit)
-    held = may_hold & (held_at < jnp.minimum(bad_at, count))
-    bad = undecided & ~held & (bad_at < count)
-    ahead = ~turn.looks & ~held & ~bad  # nothing has happened on the way
-    if parts.axes:
-        ahead = ahead & (count > 0)
+    bad_at = first_true(live & bad)
+    held = undecided & may_hold & (held_at < jnp.minimum(bad_at, count))
+    lost = undecided & ~held & (bad_at < count)
+    calm = ~turn.looks & ~held & ~lost & (count > 0)
     # No step saw the iterate that is not finite: look for it in shorter chunks.
-    blown = ahead & ~finite & (count == 1)
-    more = jnp.where(ahead, jnp.minimum(2 * now.most, parts.size), now.most)
-    most = jnp.where(ahead & ~finite, jnp.maximum(count // 2, 1), more)
+    blown = calm & ~finite & (count == 1)
+    longer = jnp.where(calm, jnp.minimum(2 * now.most, size), now.most)
+    shorter = jnp.maximum(count // 2, 1)
 
     verdict = jnp.where(held, at_place(codes, held_at), now.verdict)
-    verdict = jnp.where(bad, not_finite(state.step + bad_at), verdict)
+    verdict = jnp.where(lost, not_finite(step + bad_at), verdict)
     verdict = jnp.where(blown, Status.DIVERGED, verdict)
-    goal = jnp.where(held, state.step + held_at, now.goal)
-    goal = jnp.where(bad, state.step + bad_at - 1, goal)
-    goal = jnp.where(blown, state.step, goal)
-    goal = jnp.maximum(goal, start.step)
+    goal = jnp.where(held, step + held_at, now.goal)
+    goal = jnp.where(lost, step + bad_at - 1, goal)
+    goal = jnp.where(blown, step, goal)
+    limit = jnp.where(calm & ~finite, shorter, longer)
+    return Event(goal, verdict, calm & finite, limit)
 
-    back, ahead = goal < state.step, ahead & finite
-    new = remember(parts, state, infos, count, watch)
-    run = _tree.either(ahead, new, _tree.either(back, start.run, run))
+
+def settle(parts: Parts, now: Progress, start, turn: Turn, infos, judged, finite):
+    """The run after a chunk, and whether it goes back to its entry.
+
+    Args:
+      now: the run before the chunk, without what grows with the parameters.
+      start: the state at the entry, without these.
+      turn: the chunk.
+      infos: what its steps saw.
+      judged: (watch, codes, checks), what the stop rule says of each.
+      finite: whether the parameters after the last step are.
+
+    Returns:
+      (now, back, counts): without what grows with the parameters.
+    """
+    state, run, (watch, codes, checks) = now.state, now.state.run, judged
+    may_hold = ~turn.looks | parts.judge_at_limit
+    bad = is_bad(infos)
+    event = event_of(now, turn, codes, bad, finite, may_hold, parts.size)
+    goal = jnp.maximum(event.goal, start.step)
+    back = goal < state.step
+    new = remember(parts, state, infos, turn.count, watch)
+    run = _tree.either(event.counts, new, _tree.either(back, start.run, run))
     first = jax.tree.map(lambda x: x[0], checks)
-    seen = now.seen if checks is None else _tree.either(turn.looks, first, now.seen)
     settled = now._replace(
         state=replace(state, run=run),
         goal=goal,
-        verdict=verdict,
-        most=most,
-        done=now.done | (turn.looks & ~bad),
+        verdict=event.verdict,
+        most=event.chunk_limit,
+        done=now.done | (turn.looks & (event.goal >= state.step)),
         watch=_tree.either(turn.looks, watch, now.state.run.watch),
-        seen=seen,
+        seen=now.seen if checks is None else _tree.either(turn.looks, first, now.seen),
     )
-    return settled, back, ahead
+    return settled, back, event.counts
 
 
 def _slim(now: Progress) -> Progress:
