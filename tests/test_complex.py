@@ -168,14 +168,15 @@ def test_minimize_takes_the_evaluations_of_the_parts(name, wide):
             data=data,
             optimizer=RULES[name],
             max_steps=300,
-            stop=jaxgd.gradient_norm(1e-6, 1e-5),
+            # Within the rounding of float32 a search is led by chance.
+            stop=jaxgd.gradient_norm(1e-6, 1e-5 if wide else 1e-4),
         )
         found = run(loss, START.astype(kinds[0]))
         pairs = run(loss_of_parts, parts(START).astype(kinds[1]))
     assert found.converged
     assert pairs.converged
     assert found.params.dtype == kinds[0]
-    np.testing.assert_allclose(found.params, BEST, atol=1e-4)
+    np.testing.assert_allclose(found.params, BEST, atol=1e-4 if wide else 1e-3)
     assert abs(int(found.steps) - int(pairs.steps)) <= 3
     assert abs(int(found.evaluations) - int(pairs.evaluations)) <= 6
     assert found.evaluations < 60
