@@ -32,8 +32,8 @@ from jaxgd._result.plot import plot_paths as plot_paths
 from jaxgd._result.result import Result as Result
 from jaxgd._rows.order import batch_rows as batch_rows
 from jaxgd._rows.order import shuffled_rows as shuffled_rows
+from jaxgd._rows.source import StreamError as StreamError
 from jaxgd._rows.stream import Stream as Stream
-from jaxgd._rows.stream import StreamError as StreamError
 from jaxgd._rules.barzilai_borwein import BarzilaiBorweinState as BarzilaiBorweinState
 from jaxgd._rules.barzilai_borwein import barzilai_borwein as barzilai_borwein
 from jaxgd._rules.parabolic_rms import ParabolicRMSState as ParabolicRMSState

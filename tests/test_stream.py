@@ -18,8 +18,9 @@ import pytest
 
 import jaxgd
 from jaxgd import Status, Stream, StreamError
+from jaxgd._rows import reader as _reader
 from jaxgd._rows import resident as _source
-from jaxgd._rows import stream as _stream
+from jaxgd._rows.source import Form
 
 pytestmark = pytest.mark.thin(4)
 
@@ -361,13 +362,13 @@ def test_what_the_block_order_loses():
 
 def count_windows(monkeypatch):
     counted = []
-    original = _stream.Reader._memory
+    original = _reader.Reader._memory
 
     def memory(self, rows):
         counted.append(rows)
         return original(self, rows)
 
-    monkeypatch.setattr(_stream.Reader, "_memory", memory)
+    monkeypatch.setattr(_reader.Reader, "_memory", memory)
     return counted
 
 
@@ -385,9 +386,9 @@ def test_small_budgets_read_many_windows_of_one_shape(monkeypatch):
 def test_memory_is_taken_again(monkeypatch):
     """And no run sees that: it is written only when the steps are done."""
     made = []
-    original = _stream.Form.empty
+    original = Form.empty
     monkeypatch.setattr(
-        _stream.Form,
+        Form,
         "empty",
         lambda form, rows: made.append(rows) or original(form, rows),
     )
@@ -619,14 +620,14 @@ def test_writing_to_the_source_changes_only_what_is_not_read(monkeypatch):
     how = {"batch_size": 7, "learning_rate": 0.05, "max_steps": 12}
     how["final_evaluation"] = False
     resident = jaxgd.minimize(least_squares, START, (X, Y), **how)
-    original = _stream._step_windows
+    original = _reader.step_windows
 
     def wiping(*args):
         for window in original(*args):
             x[:], y[:] = np.nan, np.nan
             yield window
 
-    monkeypatch.setattr(_stream, "_step_windows", wiping)
+    monkeypatch.setattr(_reader, "step_windows", wiping)
     streamed = jaxgd.minimize(least_squares, START, Stream((x, y)), **how)
     assert np.isnan(x).all()
     assert_same(resident, streamed)
@@ -1018,13 +1019,13 @@ def test_a_file_that_is_cut_before_the_pass(tmp_path, monkeypatch):
     path = tmp_path / "x.dat"
     X.tofile(path)
     stream = Stream((np.memmap(path, np.float32, "r", shape=X.shape), Y))
-    original = _stream.Reader.blocks
+    original = _reader.Reader.blocks
 
     def blocks(reader):
         os.truncate(path, 100)
         return original(reader)
 
-    monkeypatch.setattr(_stream.Reader, "blocks", blocks)
+    monkeypatch.setattr(_reader.Reader, "blocks", blocks)
     with pytest.raises(StreamError, match=r"source\[0\] must have its file") as caught:
         run_stream_of(stream)
     assert int(caught.value.state.step) == 14

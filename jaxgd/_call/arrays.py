@@ -14,7 +14,8 @@ import numpy as np
 from jaxgd import _tree
 from jaxgd._checks import LAST_STEP, describe, fits_32_bits, short, wrong_kind
 from jaxgd._problem.objective import count_rows
-from jaxgd._rows.stream import Form, Stream
+from jaxgd._rows.source import Form
+from jaxgd._rows.stream import Stream
 from jaxgd._tree import dtype_of
 
 _UNTRACED = (

@@ -31,9 +31,12 @@ from jaxgd._problem.objective import (
     block_of,
     count_rows,
 )
+from jaxgd._rows.block_order import KeyData, Order
 from jaxgd._rows.order import place_taken_up
+from jaxgd._rows.reader import Reader
 from jaxgd._rows.resident import pass_key
-from jaxgd._rows.stream import Form, KeyData, Order, Reader, Stream, StreamError
+from jaxgd._rows.source import Form, StreamError
+from jaxgd._rows.stream import Stream
 from jaxgd._rules.adapter import evaluation_params
 from jaxgd._stop.status import Status
 

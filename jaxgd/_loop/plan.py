@@ -14,7 +14,8 @@ import optax
 from jaxgd import _tree
 from jaxgd._problem.objective import even_block, make_objective
 from jaxgd._rows.resident import pass_block
-from jaxgd._rows.stream import Plan, Stream, plan_of
+from jaxgd._rows.stream import Stream
+from jaxgd._rows.windows import Plan, plan_of
 from jaxgd._rules.adapter import (
     call_factory,
     require_rule,
