@@ -19,7 +19,7 @@ SCRIPT = Path(__file__).parent / "processes" / "calls.py"
 def hashes(order):
     done = subprocess.run(
         [sys.executable, "-W", "error", str(SCRIPT), *map(str, order)],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         timeout=600,

@@ -41,7 +41,8 @@ def test_inside_jit():
         jax.jit(lambda r: fit(r, 3, (X, Y)).report())(0.1)
 
 
-@pytest.mark.parametrize("batch_size", [None, 5])
+@pytest.mark.thin(2)
+@pytest.mark.parametrize("batch_size", [5, None])
 def test_lanes_at_different_steps(batch_size):
     """Lanes that have come differently far, with limits of their own."""
 
