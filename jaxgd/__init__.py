@@ -20,16 +20,18 @@ from jaxgd._api.manual import init_state as init_state
 from jaxgd._api.manual import make_step as make_step
 from jaxgd._api.minimize import minimize as minimize
 from jaxgd._api.shard_rows import shard_rows as shard_rows
-from jaxgd._api.sweep import Sweep as Sweep
 from jaxgd._api.sweep import sweep as sweep
 from jaxgd._files.checkpoint import load as load
 from jaxgd._files.checkpoint import save as save
 from jaxgd._loop.step import Info as Info
 from jaxgd._loop.step import State as State
 from jaxgd._result.diagnosis import Diagnosis as Diagnosis
+from jaxgd._result.grid import Sweep as Sweep
 from jaxgd._result.history import History as History
-from jaxgd._result.plot import plot_paths as plot_paths
+from jaxgd._result.paths import plot_paths as plot_paths
 from jaxgd._result.result import Result as Result
+from jaxgd._result.search import Heat as Heat
+from jaxgd._result.search import LearningRateSearch as LearningRateSearch
 from jaxgd._rows.order import batch_rows as batch_rows
 from jaxgd._rows.order import shuffled_rows as shuffled_rows
 from jaxgd._rows.source import StreamError as StreamError
@@ -52,8 +54,6 @@ from jaxgd._stop.status import Criterion as Criterion
 from jaxgd._stop.status import Status as Status
 from jaxgd._tools.benchmark import Benchmark as Benchmark
 from jaxgd._tools.benchmark import benchmark as benchmark
-from jaxgd._tools.learning_rate import Heat as Heat
-from jaxgd._tools.learning_rate import LearningRateSearch as LearningRateSearch
 from jaxgd._tools.learning_rate import find_learning_rate as find_learning_rate
 from jaxgd._tools.sharpness import sharpness as sharpness
 

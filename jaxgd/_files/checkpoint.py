@@ -31,11 +31,9 @@ import json
 import math
 import os
 import re
-import secrets
 import stat
 import zipfile
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -44,6 +42,16 @@ import numpy as np
 
 from jaxgd import _tree
 from jaxgd._devices.processes import told_by_all
+from jaxgd._files.archive import (
+    Unreadable,
+    as_object,
+    content_of,
+    first_line,
+    members_of,
+    replacing,
+    require,
+    typed,
+)
 from jaxgd._files.resume import OWN, Node, fields_of, level_of
 from jaxgd._loop.memory import Run
 from jaxgd._loop.step import State
@@ -128,7 +136,7 @@ def save(path, state) -> None:
 
 
 def _write_file(path, tree, leaves) -> None:
-    with _replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+    with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
         _write(archive, _MANIFEST, json.dumps(_manifest(tree, leaves)).encode())
         for i, leaf in enumerate(leaves):
             _write(archive, f"{i}.npy", _header(leaf), _bytes(leaf))
@@ -193,7 +201,7 @@ def load(path) -> State:
     path = os.fsdecode(path)
     regular = stat.S_ISREG(os.stat(path).st_mode)
     try:
-        _require(regular, "it is no regular file")
+        require(regular, "it is no regular file")
         with open(path, "rb") as file:
             return _read(file)
     except Exception as error:
@@ -202,23 +210,9 @@ def load(path) -> State:
             isinstance(error, OSError) and error.errno != errno.EINVAL
         ):
             raise
-        told = isinstance(error, _Unreadable)
-        what = error if told else f"it is torn or damaged ({_first_line(error)})"
+        told = isinstance(error, Unreadable)
+        what = error if told else f"it is torn or damaged ({first_line(error)})"
         raise ValueError(f"{path!r} is no state that load can read: {what}.") from error
-
-
-class _Unreadable(ValueError):
-    """What is wrong with a file, in words."""
-
-
-def _require(condition, what) -> None:
-    if not condition:
-        raise _Unreadable(what)
-
-
-def _first_line(error) -> str:
-    text = f"{type(error).__name__}: {error}".splitlines()[0]
-    return text[:100].rstrip(".: ")
 
 
 # Writing
@@ -350,62 +344,32 @@ def _write(archive, name, *parts) -> None:
             member.write(part)
 
 
-@contextlib.contextmanager
-def _replacing(path):
-    """A file to write to that takes the place of ``path`` when it is complete."""
-    folder, name = os.path.split(path)
-    folder = folder or os.curdir
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(errno.ENOENT, "There is no such folder", folder)
-    temporary = os.path.join(folder, f".{name[:50]}.{secrets.token_hex(8)}.tmp")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    try:
-        with open(os.open(temporary, flags, 0o666), "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    # The new name too is to survive a power cut, where folders can be flushed.
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 # Reading
 
 
 def _read(file) -> State:
     size = os.fstat(file.fileno()).st_size
-    _require(zipfile.is_zipfile(file), "it is no zip file, or was cut off")
+    require(zipfile.is_zipfile(file), "it is no zip file, or was cut off")
     with zipfile.ZipFile(file) as archive:
-        members = _members(archive, size)
-        _require(
-            _MANIFEST in members, f"it has no {_MANIFEST}, so save did not make it"
+        members = members_of(archive, size)
+        require(_MANIFEST in members, f"it has no {_MANIFEST}, so save did not make it")
+        manifest = as_object(
+            json.loads(content_of(archive, members[_MANIFEST])), "the manifest"
         )
-        manifest = _object(
-            json.loads(_content(archive, members[_MANIFEST])), "the manifest"
-        )
-        _require(manifest.get("format") == FORMAT, f"its format is not {FORMAT!r}")
+        require(manifest.get("format") == FORMAT, f"its format is not {FORMAT!r}")
         _require_version(manifest)
-        told = _typed(manifest, "leaves", list)
+        told = typed(manifest, "leaves", list)
         names = {f"{i}.npy" for i in range(len(told))}
-        _require(names <= set(members), "manifest and members do not agree")
+        require(names <= set(members), "manifest and members do not agree")
 
         def read(i):
-            leaf = _object(told[i], f"leaf {i}")
+            leaf = as_object(told[i], f"leaf {i}")
             return _read_leaf(archive, members[f"{i}.npy"], leaf)
 
         rest = iter(range(len(told)))
         state = _rebuilt(manifest.get("tree"), rest, read)
-    _require(next(rest, None) is None, "its tree does not hold all leaves")
-    _require(isinstance(state, State), "it holds no State")
+    require(next(rest, None) is None, "its tree does not hold all leaves")
+    require(isinstance(state, State), "it holds no State")
     return _migrated_from_1(state) if manifest["version"] == 1 else state
 
 
@@ -421,75 +385,41 @@ def _migrated_from_1(state: State) -> State:
     return replace(state, run=replace(run, rule=(None, *run.rule[1:])))
 
 
-def _members(archive, size) -> dict:
-    """Members by name, none of which reaches into another or beyond the file."""
-    members = sorted(archive.infolist(), key=lambda info: info.header_offset)
-    ends = [m.header_offset + 30 + len(m.filename) + m.compress_size for m in members]
-    starts = [info.header_offset for info in members]
-    bounds = [0, *(x for pair in zip(starts, ends, strict=True) for x in pair), size]
-    ordered = all(a <= b for a, b in pairwise(bounds))
-    _require(ordered, "its members overlap or reach beyond its end")
-    found = {info.filename: info for info in members}
-    _require(len(found) == len(members), "two of its members have one name")
-    return found
-
-
-def _content(archive, member) -> bytes:
-    """The bytes of a member, which are as many as lie in the file."""
-    stored = member.compress_type == zipfile.ZIP_STORED
-    stored = stored and member.compress_size == member.file_size
-    name = member.filename[:50]
-    _require(stored, f"its member {name!r} is compressed, which save never does")
-    return archive.read(member)
-
-
 def _require_version(manifest) -> None:
-    version = _typed(manifest, "version", int)
+    version = typed(manifest, "version", int)
     writer = str(manifest.get("jaxgd"))[:20]
-    _require(
+    require(
         version <= VERSION,
         f"it was written by a later jaxgd ({writer}, layout {version}; this one reads "
         f"{VERSION}): upgrade jaxgd",
     )
-    _require(version >= 1, f"there is no layout {version}")
-
-
-def _object(part, what) -> dict:
-    _require(type(part) is dict, f"{what} is no JSON object")
-    return part
-
-
-def _typed(part: dict, name, kind) -> Any:
-    value = part.get(name)
-    # bool is an int to isinstance, not here.
-    _require(type(value) is kind, f"{name!r} in its manifest is no {kind.__name__}")
-    return value
+    require(version >= 1, f"there is no layout {version}")
 
 
 def _read_leaf(archive, member, told: dict):
-    name, shape = _typed(told, "dtype", str), _typed(told, "shape", list)
+    name, shape = typed(told, "dtype", str), typed(told, "shape", list)
     what = member.filename
-    _require(name in _PLAIN | _FOREIGN, f"{what} is of unknown dtype {name[:30]!r}")
+    require(name in _PLAIN | _FOREIGN, f"{what} is of unknown dtype {name[:30]!r}")
     sizes = all(type(size) is int and 0 <= size < 2**63 for size in shape)
-    _require(sizes and len(shape) <= 32, f"{what} has no possible shape")
-    leaf = _Leaf(_typed(told, "path", str), name, tuple(shape), None)
+    require(sizes and len(shape) <= 32, f"{what} has no possible shape")
+    leaf = _Leaf(typed(told, "path", str), name, tuple(shape), None)
     stored, header = _stored_dtype(name), _header(leaf)
     length = len(header) + math.prod(shape) * stored.itemsize
-    _require(member.file_size == length, f"{what} is not of the size it should be")
-    content = _content(archive, member)
-    _require(content.startswith(header), f"{what} is not the array of the manifest")
+    require(member.file_size == length, f"{what} is not of the size it should be")
+    content = content_of(archive, member)
+    require(content.startswith(header), f"{what} is not the array of the manifest")
     array: Any = np.frombuffer(content, stored, offset=len(header)).reshape(shape)
     array = array.astype(stored.newbyteorder("="), copy=False)
     if name in _FOREIGN:
         array = array.view(getattr(jnp, name))
     if "key" not in told:
         return array
-    implementation = _typed(told, "key", str)
+    implementation = typed(told, "key", str)
     try:
         return jax.random.wrap_key_data(array, impl=implementation)
     except (TypeError, ValueError) as error:
-        raise _Unreadable(
-            f"{what} holds no keys of {implementation[:30]!r} ({_first_line(error)})"
+        raise Unreadable(
+            f"{what} holds no keys of {implementation[:30]!r} ({first_line(error)})"
         ) from error
 
 
@@ -501,33 +431,33 @@ def _rebuilt(tree, places, read) -> Any:
     if tree is None:
         return None
     if type(tree) is int:
-        _require(next(places, None) == tree, "its tree names leaves out of order")
+        require(next(places, None) == tree, "its tree names leaves out of order")
         return read(tree)
-    tree = _object(tree, "a node of its tree")
-    kind = _typed(tree, "kind", str)
+    tree = as_object(tree, "a node of its tree")
+    kind = typed(tree, "kind", str)
     if kind == "own":
         return _own(tree, places, read)
-    parts = [_rebuilt(part, places, read) for part in _typed(tree, "parts", list)]
+    parts = [_rebuilt(part, places, read) for part in typed(tree, "parts", list)]
     if kind in ("list", "tuple"):
         return parts if kind == "list" else tuple(parts)
     if kind == "dict":
-        keys = _typed(tree, "keys", list)
+        keys = typed(tree, "keys", list)
         ordered = _are_keys(keys) and keys == sorted(set(keys))
-        _require(ordered and len(keys) == len(parts), "a dict of its tree is none")
+        require(ordered and len(keys) == len(parts), "a dict of its tree is none")
         return dict(zip(keys, parts, strict=True))
-    _require(kind == "other", f"its tree has a node of unknown kind {kind[:30]!r}")
-    return Node(_typed(tree, "class", str), _names(tree), tuple(parts))
+    require(kind == "other", f"its tree has a node of unknown kind {kind[:30]!r}")
+    return Node(typed(tree, "class", str), _names(tree), tuple(parts))
 
 
 def _own(tree, places, read) -> Any:
     """One of the library's own containers, by the names of its fields."""
-    name = _typed(tree, "class", str)
-    _require(name in OWN, f"its tree has an unknown class {name[:30]!r}")
+    name = typed(tree, "class", str)
+    require(name in OWN, f"its tree has an unknown class {name[:30]!r}")
     known, found = fields_of(OWN[name]), {}
     for path, part in zip(_names(tree), tree["parts"], strict=True):
         field = path.removeprefix(".")
         if field in known:
-            _require(field not in found, f"its {name} has two fields of one name")
+            require(field not in found, f"its {name} has two fields of one name")
             found[field] = _rebuilt(part, places, read)
         else:
             _pass_over(part, places)
@@ -537,15 +467,15 @@ def _own(tree, places, read) -> Any:
 def _pass_over(tree, places) -> None:
     """Takes the leaves of a part that this version does not know, unread."""
     if type(tree) is int:
-        _require(next(places, None) == tree, "its tree names leaves out of order")
+        require(next(places, None) == tree, "its tree names leaves out of order")
     elif tree is not None:
-        for part in _typed(_object(tree, "a node of its tree"), "parts", list):
+        for part in typed(as_object(tree, "a node of its tree"), "parts", list):
             _pass_over(part, places)
 
 
 def _names(tree) -> tuple:
     """The names of the parts of a node."""
-    names, parts = _typed(tree, "names", list), _typed(tree, "parts", list)
+    names, parts = typed(tree, "names", list), typed(tree, "parts", list)
     named = all(type(x) is str for x in names) and len(names) == len(parts)
-    _require(named, "a node of its tree has not a name for each part")
+    require(named, "a node of its tree has not a name for each part")
     return tuple(names)

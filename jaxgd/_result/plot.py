@@ -4,13 +4,9 @@ This room owns how runs look. It reads a result on the host and draws; Matplotli
 imported at the first call only, and nothing that runs inside ``jit`` imports it.
 """
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxgd import _tree
-
-_VALUE, _FULL, _GRAD = "#1f77b4", "#d62728", "#8a8a8a"
+_VALUE, _FULL, GRAD = "#1f77b4", "#d62728", "#8a8a8a"
 
 
 def plot_result(result, ax=None):
@@ -23,7 +19,7 @@ def plot_result(result, ax=None):
     Returns:
       The axes of the objective; the gradient norm has a twin axis on the right.
     """
-    ax = _new_axes() if ax is None else ax
+    ax = new_axes() if ax is None else ax
     n, batch_size = result.setting[:2]
     history, checks = result.history, result.checks
     end, value = int(result.steps), float(result.value)
@@ -51,11 +47,11 @@ def plot_result(result, ax=None):
     grad_norm = []
     if x.size:
         twin = ax.twinx()
-        style = {"color": _GRAD, "lw": 1.2, "ls": "--", "label": "gradient norm" + of}
+        style = {"color": GRAD, "lw": 1.2, "ls": "--", "label": "gradient norm" + of}
         grad_norm = twin.plot(x, norms(y), **style)
         _log_where_it_helps(twin, grad_norm)
-        twin.set_ylabel("gradient norm", color=_GRAD)
-        twin.tick_params(axis="y", which="both", colors=_GRAD)
+        twin.set_ylabel("gradient norm", color=GRAD)
+        twin.tick_params(axis="y", which="both", colors=GRAD)
         ax.set_zorder(twin.get_zorder() + 1)  # the objective in front
         ax.patch.set_visible(False)
 
@@ -82,26 +78,26 @@ def plot_search(search, ax=None):
       The axes, the rates on a logarithmic scale. Crosses at the top are rates that
       diverged.
     """
-    ax = _new_axes() if ax is None else ax
+    ax = new_axes() if ax is None else ax
     ax.set_xscale("log")
     last, shorter = search.heats[-1], search.heats[:-1]
     shown = []
     for heat, shade in zip(shorter, (0.35, 0.7), strict=False):
         x, y = _finite(heat.learning_rates, heat.values)
-        style = {"color": _GRAD, "alpha": shade, "lw": 1.2, "ms": 3}
+        style = {"color": GRAD, "alpha": shade, "lw": 1.2, "ms": 3}
         shown += ax.plot(x, y, "o-", label=f"after {heat.steps} steps", **style)
     x, y = _finite(last.learning_rates, last.values)
     label = f"after {last.steps} steps"
     shown += ax.plot(x, y, "o-", color=_VALUE, lw=1.8, ms=4, label=label)
     if np.isfinite(search.start):
         style = {
-            "color": _GRAD,
+            "color": GRAD,
             "lw": 0.8,
             "ls": ":",
             "label": "objective at the start",
         }
         shown.append(ax.axhline(search.start, **style))
-    _cut_above_the_start(ax, shown, search.start)
+    cut_above_the_start(ax, shown, search.start)
 
     lost = [heat.learning_rates[~np.isfinite(heat.values)] for heat in search.heats]
     lost = np.unique(np.concatenate(lost))
@@ -140,11 +136,11 @@ def plot_sweep(sweep, ax=None):
     numbers = [name for name in sweep.over if name not in ("params", "args")]
     dims = len(sweep.over)
     if dims == 2 and len(numbers) == 2:
-        return _heat_map(sweep, _new_axes() if ax is None else ax)
+        return _heat_map(sweep, new_axes() if ax is None else ax)
     if dims == 1 and numbers:
-        return _curve(sweep, _new_axes() if ax is None else ax)
+        return _curve(sweep, new_axes() if ax is None else ax)
     if dims <= 1:
-        return _all_runs(sweep, _new_axes() if ax is None else ax)
+        return _all_runs(sweep, new_axes() if ax is None else ax)
     raise ValueError(
         "plot draws one axis of a sweep, or two of numbers, got the axes "
         f"{list(sweep.over)}: print its table, or take its scores."
@@ -178,7 +174,7 @@ def _curve(sweep, ax):
         log = ax.get_yscale() == "log"
         room = (high / low) ** 0.15 if log else 0.15 * (high - low)
         ax.set_ylim(*((low / room, high * room) if log else (low - room, high + room)))
-        style = {"color": _GRAD, "lw": 0.8, "ls": ":", "label": "highest start"}
+        style = {"color": GRAD, "lw": 0.8, "ls": ":", "label": "highest start"}
         shown.append(ax.axhline(start, **style))
     if not kept.all():
         style = {"color": "black", "ms": 5, "transform": ax.get_xaxis_transform()}
@@ -285,130 +281,11 @@ def _spread_out(x) -> bool:
     return bool(x.size > 1 and x.min() > 0 and x.max() > 10 * x.min())
 
 
-def plot_paths(fun, paths, *, args=(), ax=None):
-    r"""Draws descents over the contours of an objective of two parameters.
-
-    Args:
-      fun: the objective, ``fun(params, *args)``.
-      paths: a list of descents, or a dict of them by name. Each has its iterates in
-        order: parameters, whose leaves hold two numbers together, or results, such as
-        the snapshots of ``iterate``.
-      args: extra arguments of ``fun``.
-      ax: Matplotlib axes to draw into; new ones if None.
-
-    Returns:
-      The axes. A ring is where a descent begins, a diamond where it ends. Contours are
-      at equal distances in the logarithm of the objective above its lowest value in
-      the picture.
-
-    Raises:
-      ValueError: the parameters are not two real numbers.
-      ImportError: without Matplotlib, the extra ``jaxgd[plot]``.
-
-    Example:
-      >>> import jax.numpy as jnp, jaxgd
-      >>> def valley(x):
-      ...     return (1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2
-      >>> start = jnp.array([-1.2, 1.0])
-      >>> path = [start, *jaxgd.iterate(valley, start, every=1)]
-      >>> ax = jaxgd.plot_paths(valley, {"Barzilai-Borwein": path})
-    """
-    fix = "pass for example [[start, *snapshots]]"
-    if not isinstance(paths, dict | list | tuple) or len(paths) == 0:
-        came = (
-            "none" if isinstance(paths, dict | list | tuple) else type(paths).__name__
-        )
-        raise ValueError(
-            f"paths must be a list or dict of one descent at least, got {came}: {fix}."
-        )
-    if any(not isinstance(path, list | tuple | np.ndarray) for path in _values(paths)):
-        raise ValueError(
-            "paths must hold descents, each a list of iterates, got iterates: wrap "
-            f"them, {fix}."
-        )
-    names = list(paths) if isinstance(paths, dict) else [None] * len(paths)
-    found = [_points(path) for path in _values(paths)]
-    _, unravel, dtype = found[0]
-    found = [(points, *rest) for points, *rest in found if len(points)]
-    if not found:
-        raise ValueError(f"paths must hold a finite iterate at least, got none: {fix}.")
-    ax = _new_axes() if ax is None else ax
-    every = np.concatenate([points for points, *_ in found])
-    _contours(ax, lambda p: fun(unravel(p), *args), every, dtype)
-    for label, (points, *_) in zip(names, found, strict=True):
-        marker = "o-" if len(points) <= 100 else "-"
-        style = {"lw": 1.2, "ms": 2.5, "label": label, "zorder": 3}
-        (line,) = ax.plot(*points.T, marker, **style)
-        color = line.get_color()
-        ax.plot(*points[0], "o", color="white", mec=color, ms=7, zorder=4)
-        ax.plot(*points[-1], "D", color=color, mec="white", ms=7, zorder=4)
-    if isinstance(paths, dict):
-        ax.legend(fontsize="small", framealpha=0.9)
-    return ax
-
-
-def _values(paths):
+def listed(paths):
     return paths.values() if isinstance(paths, dict) else paths
 
 
-def _points(path):
-    """A descent as an array (iterates, 2), the way back to params, and their dtype."""
-    from jax.flatten_util import ravel_pytree
-
-    iterates = [getattr(one, "params", one) for one in path]
-    if not iterates:
-        raise ValueError("paths must hold an iterate at least each, got none.")
-    if any(_tree.is_traced(x) for x in jax.tree.leaves(iterates)):
-        raise TypeError(
-            "plot_paths draws, which nothing does inside jit: call it outside."
-        )
-    first, unravel = ravel_pytree(iterates[0])
-    if first.size != 2 or jnp.iscomplexobj(first):
-        raise ValueError(
-            "plot_paths draws descents of two real parameters, got "
-            f"{first.size} of dtype {first.dtype}: plot the result instead."
-        )
-    points = np.array([np.asarray(ravel_pytree(one)[0]) for one in iterates], float)
-    return points[np.isfinite(points).all(axis=1)], unravel, first.dtype
-
-
-def _contours(ax, fun, points, dtype):
-    low, high = points.min(axis=0), points.max(axis=0)
-    size = np.maximum(high - low, 0.1 * np.max(high - low) or 1.0)
-    low, high = low - 0.25 * size, high + 0.25 * size
-    x, y = (np.linspace(a, b, 161) for a, b in zip(low, high, strict=True))
-    grid = np.stack(np.meshgrid(x, y), axis=-1)
-    values = jax.vmap(jax.vmap(fun))(jnp.asarray(grid, dtype))
-    values = np.asarray(values, float)
-    finite = values[np.isfinite(values)]
-    if finite.size and finite.max() > finite.min():
-        above = np.log10(values - finite.min() + 1e-4 * (finite.max() - finite.min()))
-        style = {"levels": 18, "colors": _GRAD, "alpha": 0.6}
-        ax.contour(x, y, above, linewidths=0.7, linestyles="solid", **style)
-    ax.set_xlim(low[0], high[0])
-    ax.set_ylim(low[1], high[1])
-    ax.set_xlabel("first parameter")
-    ax.set_ylabel("second parameter")
-
-
-def _cut_above_the_start(ax, lines, start):
-    """A log scale where it helps, up to a little above the start.
-
-    Rates beyond the stable limit may reach 1e30 without diverging.
-    """
-    y = np.concatenate([np.asarray(line.get_ydata(), float) for line in lines])
-    y = y[y <= start] if np.isfinite(start) else y
-    if y.size == 0:
-        return
-    low, high = y.min(), y.max()
-    if low > 0 and high > 10 * low:
-        ax.set_yscale("log")
-        ax.set_ylim(low * (low / high) ** 0.08, high * (high / low) ** 0.3)
-    elif high > low:
-        ax.set_ylim(low - 0.08 * (high - low), high + 0.3 * (high - low))
-
-
-def _new_axes():
+def new_axes():
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
@@ -456,3 +333,20 @@ def _epochs_on_top(ax, steps_per_epoch):
         "top", functions=(lambda x: x / steps_per_epoch, lambda x: x * steps_per_epoch)
     )
     top.set_xlabel("epochs")
+
+
+def cut_above_the_start(ax, lines, start):
+    """A log scale where it helps, up to a little above the start.
+
+    Rates beyond the stable limit may reach 1e30 without diverging.
+    """
+    y = np.concatenate([np.asarray(line.get_ydata(), float) for line in lines])
+    y = y[y <= start] if np.isfinite(start) else y
+    if y.size == 0:
+        return
+    low, high = y.min(), y.max()
+    if low > 0 and high > 10 * low:
+        ax.set_yscale("log")
+        ax.set_ylim(low * (low / high) ** 0.08, high * (high / low) ** 0.3)
+    elif high > low:
+        ax.set_ylim(low - 0.08 * (high - low), high + 0.3 * (high - low))
