@@ -261,7 +261,7 @@ MUTATIONS = (
     Mutation(
         "_stop/judge",
         "a level gradient tells nothing",
-        "flat = jnp.where((level >= _LEVEL_CHECKS) & tells, flat, 0)",
+        "return level, jnp.where((level >= _LEVEL_CHECKS) & tells, flat, 0)",
         "flat = jnp.zeros_like(flat)",
         "verdicts stop",
     ),

@@ -101,18 +101,23 @@ def descent_step(
     precise = "precise" in wanted
     norm = _tree.norm if lanes else _tree.step_norm
 
+    def evaluated(state: State, batch: Batch):
+        """(value, grad) for the rule, (value, grad, aux) of what is seen."""
+        params = state.params
+        if reuse:
+            value, grad = known_point(state.opt_state, params)
+            return (value, grad), (value, grad, None)
+        (value, aux), grad = objective.value_and_grad(params, *batch)
+        if not apart:
+            return (value, grad), (value, grad, aux)
+        judged = evaluation_params(state.opt_state, params)
+        (seen, aux), seen_grad = objective.value_and_grad(judged, *batch)
+        finite = jnp.isfinite(value) & _tree.all_finite(grad)
+        return (value, grad), (jnp.where(finite, seen, jnp.nan), seen_grad, aux)
+
     def step(state: State, batch: Batch) -> tuple[State, Info]:
         params, dtype = state.params, _tree.real_dtype(state.params)
-        if reuse:
-            (value, grad), aux = known_point(state.opt_state, params), None
-        else:
-            (value, aux), grad = objective.value_and_grad(params, *batch)
-        seen, seen_grad = value, grad
-        if apart:
-            judged = evaluation_params(state.opt_state, params)
-            (seen, aux), seen_grad = objective.value_and_grad(judged, *batch)
-            finite = jnp.isfinite(value) & _tree.all_finite(grad)
-            seen = jnp.where(finite, seen, jnp.nan)
+        (value, grad), (seen, seen_grad, aux) = evaluated(state, batch)
         # Only line searches differentiate it, which no reverse mode goes through.
         searches = keeps_point(state.opt_state)
         value_fn = (

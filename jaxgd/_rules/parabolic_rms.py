@@ -111,21 +111,6 @@ def parabolic_rms(
       for non-smooth optimization, ICML 2013 (the average).
     """
 
-    def init(params) -> ParabolicRMSState:
-        dtype = _tree.real_dtype(params)
-        zero = jnp.zeros((), dtype)
-        return ParabolicRMSState(
-            count=jnp.zeros((), jnp.int32),
-            learning_rate=zero,
-            slope=zero,
-            curvature=zero,
-            root_mean_square=jax.tree.map(
-                lambda p: jnp.zeros(jnp.shape(p), _wide(p, real=True)), params
-            ),
-            average=jax.tree.map(lambda p: jnp.array(p, _wide(p)), params),
-            num_linesearch_steps=jnp.ones((), jnp.int32),
-        )
-
     def update(
         updates, state, params=None, *, value=None, grad=None, value_fn=None, **_
     ):
@@ -182,7 +167,23 @@ def parabolic_rms(
             num_linesearch_steps=state.num_linesearch_steps,
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(_init, update)
+
+
+def _init(params) -> ParabolicRMSState:
+    dtype = _tree.real_dtype(params)
+    zero = jnp.zeros((), dtype)
+    return ParabolicRMSState(
+        count=jnp.zeros((), jnp.int32),
+        learning_rate=zero,
+        slope=zero,
+        curvature=zero,
+        root_mean_square=jax.tree.map(
+            lambda p: jnp.zeros(jnp.shape(p), _wide(p, real=True)), params
+        ),
+        average=jax.tree.map(lambda p: jnp.array(p, _wide(p)), params),
+        num_linesearch_steps=jnp.ones((), jnp.int32),
+    )
 
 
 def _wide(leaf, real=False):

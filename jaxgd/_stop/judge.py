@@ -182,12 +182,7 @@ def extend_fall(
         again = (still > 0) & kind.searches & (fall.told > 0)
         least = jnp.fmin(estimate, fall.estimates[0])  # rounding adds to it
         estimate = jnp.where(again, least, estimate)
-        # Where the gradient is level, what is left curves by its change in a step.
-        change = jnp.abs(norm / before - 1)
-        level = jnp.where(~start & (change <= _LEVEL), fall.level + 1, 0)
-        flat = check.update_norm * norm / (2 * jnp.maximum(change, eps**0.5 / 4))
-        tells = (flat > 0) & (kind.plain | (still == 0))  # others may step anywhere
-        flat = jnp.where((level >= _LEVEL_CHECKS) & tells, flat, 0)
+        level, flat = _of_level_gradient(fall, check, before, eps, kind, still)
         estimate = jnp.where(flat > 0, jnp.fmax(estimate, flat), estimate)
     known = jnp.isfinite(estimate)
     room = drop - 4 * eps * jnp.abs(value)
@@ -196,23 +191,20 @@ def extend_fall(
     told = jnp.minimum(told + known.astype(told.dtype), _ESTIMATES)
     newest = jnp.roll(fall.estimates, 1).at[0].set(estimate)
     estimates = jnp.where(known, newest, fall.estimates)
-    peak, low = jnp.fmax(fall.peak, norm), jnp.fmin(fall.low, value)
-    ends = fall.at + 1 >= fall.window_end
-    norms = jnp.roll(fall.norms, 1).at[0].set(norm)
-    falls = jnp.max(norms) <= fall.last_peak / 2  # since the window before
-    falling = jnp.where(ends, peak <= fall.last_peak / 2, fall.falling)
+    window, still_falls = _with_window(fall, value, norm)
     left = _expected(told, estimates, norm)
     deep = norm <= _DEEP.get(value.dtype.name, 0) * largest
     rests = still >= _SURE_STILL
-    sure = kind.reported | deep | ~(falling | falls) | rests
+    sure = kind.reported | deep | ~still_falls | rests
     # What has been lower can be so again.
-    above = value - jnp.fmin(low, fall.last_low) - 4 * eps * jnp.abs(value)
+    low = jnp.fmin(jnp.fmin(fall.low, value), fall.last_low)
+    above = value - low - 4 * eps * jnp.abs(value)
     left = jnp.where(norm > 0, jnp.fmax(left, above), left)
     to_come = jnp.where(room > fall.to_come, jnp.inf, fall.to_come)
     to_come = jnp.fmin(jnp.where(flat > to_come, jnp.inf, to_come), left)
     to_come = jnp.fmax(to_come, above)
     anew = (fall.at >= 2 * fall.anchor_at) | start
-    fall = Fall(
+    fall = window._replace(
         initial=jnp.where(start, value, fall.initial),
         lowest=jnp.fmin(lowest, value),
         at=fall.at + 1,
@@ -224,18 +216,46 @@ def extend_fall(
         to_come=to_come,
         falls=jnp.where(drop > 0, fall.falls + 1, 0),
         quickest=jnp.where(start, jnp.inf, jnp.fmin(fall.quickest, norm / before)),
-        window_end=jnp.where(
-            ends, fall.at + 1 + _LEVEL_CHECKS + fall.at // 8, fall.window_end
-        ),
+        level=level,
+    )
+    return fall, left, sure | (norm == 0)
+
+
+def _with_window(fall: Fall, value, norm) -> tuple[Fall, Any]:
+    """``fall`` with a check more in its window; whether the gradient still falls.
+
+    It does where the largest gradient of the last window that ended, or of the last
+    five checks, was at most half of that in the window before.
+    """
+    peak, low = jnp.fmax(fall.peak, norm), jnp.fmin(fall.low, value)
+    ends = fall.at + 1 >= fall.window_end
+    norms = jnp.roll(fall.norms, 1).at[0].set(norm)
+    falls = jnp.max(norms) <= fall.last_peak / 2
+    falling = jnp.where(ends, peak <= fall.last_peak / 2, fall.falling)
+    longer = fall.at + 1 + _LEVEL_CHECKS + fall.at // 8
+    window = fall._replace(
+        window_end=jnp.where(ends, longer, fall.window_end),
         peak=jnp.where(ends, 0, peak),
         last_peak=jnp.where(ends, peak, fall.last_peak),
         low=jnp.where(ends, jnp.inf, low),
         last_low=jnp.where(ends, low, fall.last_low),
         falling=falling,
-        level=level,
         norms=norms,
     )
-    return fall, left, sure | (norm == 0)
+    return window, falling | falls
+
+
+def _of_level_gradient(fall: Fall, check: Check, before, eps, kind: Kind, still):
+    """(checks in a row at which the gradient was level, the decrease it tells of).
+
+    Where the gradient is level, what is left curves by its change in a step.
+    """
+    norm = check.grad_norm
+    change = jnp.abs(norm / before - 1)
+    level = jnp.where((fall.at > 0) & (change <= _LEVEL), fall.level + 1, 0)
+    flat = check.update_norm * norm / (2 * jnp.maximum(change, eps**0.5 / 4))
+    tells = (flat > 0) & (kind.plain | (still == 0))  # others may step anywhere
+    return level, jnp.where((level >= _LEVEL_CHECKS) & tells, flat, 0)
 
 
 def _expected(told, estimates, norm):
@@ -300,15 +320,12 @@ def make_judge(rule, params, kind: Kind = OTHER, waits: bool = False):
 
         share = jnp.where(unresolved, floor, 0.5)
         large = check.grad_norm > share * largest
-        steady = fall.falls >= jnp.minimum(16, fall.at - 1)
+        steady, slow = _pace(fall, change)
         if moved is None:  # of batches: noise keeps a gradient large, too
             large = large & (steady | unresolved)
-        slow = steady & (fall.quickest > _QUICK) & (fall.at > 2)
-        slow = slow & (jnp.min(fall.estimates) > _TOO_SLOW * change)
         rounding = coarse * jnp.abs(check.value)
-        precise = fall.to_come <= jnp.fmax(
-            no_fall * (fall.initial - fall.lowest), rounding
-        )
+        no_more = jnp.fmax(no_fall * (fall.initial - fall.lowest), rounding)
+        precise = fall.to_come <= no_more
         settled = (code == Status.VALUE_SETTLED) | (code == Status.PARAMS_SETTLED)
         failed = settled & (large | slow) & ~precise
         code = jnp.where(
@@ -332,6 +349,13 @@ def make_judge(rule, params, kind: Kind = OTHER, waits: bool = False):
         return watch, jnp.where(holds, code, otherwise).astype(jnp.int32)
 
     return judge
+
+
+def _pace(fall: Fall, change):
+    """Whether the objective falls at each check, and whether that is far too slow."""
+    steady = fall.falls >= jnp.minimum(16, fall.at - 1)
+    slow = steady & (fall.quickest > _QUICK) & (fall.at > 2)
+    return steady, slow & (jnp.min(fall.estimates) > _TOO_SLOW * change)
 
 
 def resolution(params) -> float:

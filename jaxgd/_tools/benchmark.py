@@ -205,12 +205,7 @@ def benchmark(
             "benchmark measures time, which nothing does inside jit, vmap or grad: "
             "call it from Python with arrays."
         )
-    for name, peak in (("peak_flops", peak_flops), ("peak_bandwidth", peak_bandwidth)):
-        if peak is not None and not peak > 0:
-            raise ValueError(
-                f"{name} must be positive, got {peak!r}: pass what the device's maker "
-                "states, for example 1e14."
-            )
+    _require_positive(peak_flops=peak_flops, peak_bandwidth=peak_bandwidth)
     repeats = whole("repeats", repeats, low=1)
     if steps is not None:
         steps = whole("steps", steps, low=1, high=_MOST_STEPS)
@@ -229,17 +224,7 @@ def benchmark(
         count = _enough(programs, count)
     for length in (count, 2 * count):
         programs.run(length)  # a new length of stop=None is compiled here
-    short, long = [], []
-    for _ in range(repeats):
-        short.append(programs.run(count))
-        long.append(programs.run(2 * count))
-    slopes = (np.array(long) - np.array(short)) / count
-    low, step, high = (float(q) for q in np.quantile(slopes, [0.25, 0.5, 0.75]))
-    if step <= 0:
-        raise ValueError(
-            f"steps must be enough to be timed, got {count}, which take no longer than "
-            f"{2 * count} here: pass more, or leave steps out."
-        )
+    (low, step, high), short = _timed(programs, count, repeats)
     device = programs.device
     return Benchmark(
         steps=count,
@@ -250,7 +235,7 @@ def benchmark(
         first_run_s=first,
         step_s=step,
         step_spread_s=(low, high),
-        call_s=float(np.median(short)) - count * step,
+        call_s=short - count * step,
         flops=programs.flops,
         bytes=programs.bytes,
         peak_bytes=programs.peak_bytes,
@@ -260,6 +245,31 @@ def benchmark(
         peak_flops=peak_flops,
         peak_bandwidth=peak_bandwidth,
     )
+
+
+def _require_positive(**peaks) -> None:
+    for name, peak in peaks.items():
+        if peak is not None and not peak > 0:
+            raise ValueError(
+                f"{name} must be positive, got {peak!r}: pass what the device's maker "
+                "states, for example 1e14."
+            )
+
+
+def _timed(programs, count: int, repeats: int) -> tuple[list[float], float]:
+    """(quartiles of the time of a step, seconds of ``count`` steps)."""
+    short, long = [], []
+    for _ in range(repeats):
+        short.append(programs.run(count))
+        long.append(programs.run(2 * count))
+    slopes = (np.array(long) - np.array(short)) / count
+    quartiles = [float(q) for q in np.quantile(slopes, [0.25, 0.5, 0.75])]
+    if quartiles[1] <= 0:
+        raise ValueError(
+            f"steps must be enough to be timed, got {count}, which take no longer than "
+            f"{2 * count} here: pass more, or leave steps out."
+        )
+    return quartiles, float(np.median(short))
 
 
 def _enough(programs, count: int) -> int:

@@ -153,26 +153,19 @@ def find_learning_rate(
         final_evaluation=False,
         history_rows=0,
     )
+    return _searched(call, grid)
+
+
+def _searched(call: Call, grid) -> LearningRateSearch:
+    """The race of a call, or of the rates of ``grid`` alone."""
     spec, numbers, steps = checked(call)
     if steps < 1:
-        name = "epochs" if max_steps is None else "max_steps"
+        name = "epochs" if call.max_steps is None else "max_steps"
         raise ValueError(f"{name} must be at least 1 step, got 0: there is no race.")
-    limit, spec = float("nan"), tried(spec, numbers, optimizer is None, _LANES)
-    if optimizer is None:
-        with warnings.catch_warnings():  # said above
-            warnings.filterwarnings("ignore", "fun is no mean over rows")
-            curvature = sharpness(
-                fun,
-                params,
-                data,
-                args=args,
-                rtol=_CURVATURE_RTOL,
-                key=key,
-                has_aux=has_aux,
-                with_key=with_key,
-                microbatch_size=microbatch_size,
-            )
-        limit = _stable_limit(float(curvature))
+    limit, plain = float("nan"), call.optimizer is None
+    spec = tried(spec, numbers, plain, _LANES)
+    if plain:
+        limit = _stable_limit(call)
     race = _Race(spec, numbers, int(steps))
     if grid is None:
         scale, middle = (limit, -0.75) if np.isfinite(limit) else (1.0, -2.25)
@@ -189,7 +182,7 @@ def find_learning_rate(
         start=race.start,
         steps=last.steps,
         heats=tuple(heats),
-        rule=_in_words(optimizer, hyperparams),
+        rule=_in_words(call.optimizer, call.hyperparams),
     )
 
 
@@ -343,9 +336,24 @@ def _best(heat: Heat, start: float) -> int:
     return int(np.flatnonzero(score <= score.min() + _EQUAL)[-1])
 
 
-def _stable_limit(curvature: float) -> float:
+def _stable_limit(call: Call) -> float:
+    """2 / sharpness at the start; inf where the objective curves nowhere up."""
+    with warnings.catch_warnings():  # said before
+        warnings.filterwarnings("ignore", "fun is no mean over rows")
+        curvature = sharpness(
+            call.fun,
+            call.params,
+            call.data,
+            args=call.args,
+            rtol=_CURVATURE_RTOL,
+            key=call.key,
+            has_aux=call.has_aux,
+            with_key=call.with_key,
+            microbatch_size=call.microbatch_size,
+        )
+    curvature = float(curvature)
     if np.isnan(curvature):
-        return float("nan")
+        return curvature
     return 2 / curvature if curvature > 0 else float("inf")
 
 
