@@ -624,7 +624,7 @@ def test_a_full_chunk_selects_nothing_in_its_steps(kw, monkeypatch):
 @pytest.fixture(params=[1, 4])
 def short_chunks(request, monkeypatch):
     """Chunks of so few steps that lanes end in all of them, and before them."""
-    monkeypatch.setattr(jaxgd._loop.program, "chunk_size", lambda *_: request.param)
+    monkeypatch.setattr(jaxgd._loop.parts, "chunk_size", lambda *_: request.param)
     jax.clear_caches()
     yield
     jax.clear_caches()
