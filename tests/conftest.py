@@ -8,7 +8,9 @@ the programs that users have.
 
 import contextlib
 import os
+import shutil
 import sys
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from jaxgd._rows import order as _rows
 sys.path.append(str(Path(__file__).parent.parent))
 
 _compilations = 0
+_CACHE = pytest.StashKey[str]()
 
 
 def pytest_configure(config):
@@ -37,6 +40,16 @@ def pytest_configure(config):
     if "not" in config.option.markexpr:
         flags.append("--xla_backend_optimization_level=0")
     os.environ.setdefault("XLA_FLAGS", " ".join(flags))
+    # Processes that compile the same share it: workers, and those that tests begin.
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        config.stash[_CACHE] = folder = tempfile.mkdtemp()
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+
+def pytest_unconfigure(config):
+    if _CACHE in config.stash:
+        shutil.rmtree(config.stash[_CACHE], ignore_errors=True)
 
 
 @pytest.hookimpl(tryfirst=True)
