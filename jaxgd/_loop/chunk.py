@@ -15,6 +15,7 @@ from jax import lax
 from jaxgd import _tree
 from jaxgd._loop.memory import at_place, decrease_promised, is_finite, up_to
 from jaxgd._loop.parts import Parts
+from jaxgd._stop.measures import MEASURES
 from jaxgd._stop.status import Check, Status
 
 
@@ -105,13 +106,12 @@ def judge_steps(parts: Parts, state, infos, count):
     nan = jnp.full_like(infos.value, jnp.nan)
     arrived = nan if not run.arrived else _shifted(run.arrived[0], infos.update_norm)
     checks = Check(
-        steps,
-        infos.value,
-        infos.grad_norm,
-        nan if infos.grad_max is None else infos.grad_max,
-        arrived,
-        nan if infos.params_norm is None else infos.params_norm,
-        decrease_promised(parts, state, infos),
+        step=steps,
+        value=infos.value,
+        grad_norm=infos.grad_norm,
+        update_norm=arrived,
+        expected_decrease=decrease_promised(parts, state, infos),
+        **{name: infos.measures.get(name, nan) for name in MEASURES},
     )
     if parts.judge is None:
         return run.watch, codes, checks

@@ -38,6 +38,7 @@ from jaxgd._rows.resident import pass_key
 from jaxgd._rows.source import Form, StreamError
 from jaxgd._rows.stream import Stream
 from jaxgd._rules.adapter import evaluation_params
+from jaxgd._stop.measures import MEASURES
 from jaxgd._stop.status import Status
 
 
@@ -274,7 +275,8 @@ def _seen(spec: Spec, block: int, numbers: Numbers, state, total, aux, rest) -> 
 def _no_pass(spec: Spec, numbers: Numbers, state: State) -> Full:
     """In place of a pass that nobody wants, in its form."""
     dtype = _tree.real_dtype(state.params)
-    blank = Full(*[jnp.full((), jnp.nan, dtype)] * 4)
+    nan = jnp.full((), jnp.nan, dtype)
+    blank = Full(nan, nan, dict.fromkeys(MEASURES, nan))
     if spec.stop is None or not spec.has_aux:
         return blank
     of_rows = _of_rows(spec, numbers, state)

@@ -48,7 +48,7 @@ class Run:
 def unseen(params) -> Check:
     """In place of a check before the first."""
     nan = jnp.full((), jnp.nan, _tree.real_dtype(params))
-    return Check(jnp.int32(-1), *[nan] * 6)
+    return Check(jnp.int32(-1), *[nan] * (len(Check._fields) - 1))
 
 
 def remember(parts: Parts, state, infos, count, watch=()) -> Run:

@@ -37,6 +37,7 @@ from jaxgd._rules.adapter import (
     reports_rate,
 )
 from jaxgd._stop.judge import make_judge
+from jaxgd._stop.measures import MEASURES, Seen
 from jaxgd._stop.rules import AUTO, fields_used
 
 # Lanes may compute so much more in vain than one run: a chunk has costs of its own, of
@@ -49,8 +50,7 @@ class Full(NamedTuple):
 
     value: Any
     grad_norm: Any
-    grad_max: Any = None
-    params_norm: Any = None
+    measures: Any = None  # by name
     aux: Any = None
 
 
@@ -208,11 +208,11 @@ def _full_pass(spec: Spec, numbers: Numbers, key):
 def full_of(spec: Spec, params, value, grad, aux) -> Full:
     """A pass over all rows, as the loop sees it."""
     dtype = _tree.real_dtype(params)
+    seen = Seen(params, grad, dtype, _tree.norm)
     return Full(
         value=value.astype(dtype),
         grad_norm=_tree.safe_norm(grad, dtype),
-        grad_max=_tree.largest(grad, dtype),
-        params_norm=_tree.norm(params, dtype),
+        measures={name: measure(seen) for name, measure in MEASURES.items()},
         aux=aux if spec.has_aux else None,
     )
 
@@ -247,4 +247,4 @@ def needs_of(spec: Spec, rule, params) -> frozenset:
     if spec.batch_size is not None:
         return frozenset({"anchor"} if "update_norm" in fields else ())
     watched = {"update_norm", "params_norm", "moved", "precise"}
-    return frozenset(fields & {"grad_max", "expected_decrease"}) | watched
+    return frozenset(fields & {*MEASURES, "expected_decrease"}) | watched

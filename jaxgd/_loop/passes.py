@@ -26,6 +26,7 @@ from jaxgd._loop.memory import (
 )
 from jaxgd._loop.parts import Full, Parts
 from jaxgd._result.history import extend
+from jaxgd._stop.measures import MEASURES
 from jaxgd._stop.status import Check, Status
 
 
@@ -47,7 +48,8 @@ def run_to(parts: Parts, state, limit) -> End:
         return _run_with_passes(parts, now, limit)
     now = advance(parts, now)
     seen = now.seen
-    full = Full(seen.value, seen.grad_norm, seen.grad_max, seen.params_norm, now.aux)
+    measures = {name: getattr(seen, name) for name in MEASURES}
+    full = Full(seen.value, seen.grad_norm, measures, now.aux)
     status = jnp.where(now.verdict == Status.RUNNING, Status.MAX_STEPS, now.verdict)
     return End(now.state, status, full, now.watch, seen, jnp.int32(1))
 
@@ -149,9 +151,18 @@ def absorb(parts: Parts, now: Progress, full: Full, due, limit) -> tuple[End, Pr
         bad = bad & ~parts.has_answer
     if watched:
         change = nan if run.anchor is None else change_since_check(state.params, run)
-        seen = Check(state.step, *full[:3], change, full.params_norm, nan)
+        seen = Check(
+            step=state.step,
+            value=full.value,
+            grad_norm=full.grad_norm,
+            update_norm=change,
+            expected_decrease=nan,
+            **full.measures,
+        )
         judged, code = judged_if(~lost, parts, run.watch, seen, None)
-        row = jnp.stack([*full[:2], rates_of(parts, state.step - 1, None), change])
+        row = jnp.stack(
+            [full.value, full.grad_norm, rates_of(parts, state.step - 1, None), change]
+        )
         absorbed = replace(
             run,
             evaluations=run.evaluations + 1,

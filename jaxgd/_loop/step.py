@@ -22,6 +22,7 @@ from jaxgd._rules.adapter import (
     rate_used,
     trial_points,
 )
+from jaxgd._stop.measures import MEASURES, Seen
 
 
 @jax.tree_util.register_dataclass
@@ -54,8 +55,8 @@ class Info(NamedTuple):
       aux: the auxiliary output of the objective there.
       evaluations: int32, evaluations of the objective within the step, where a line
         search reports its trial points.
-      grad_max: the largest absolute entry of the gradient.
-      params_norm: the 2-norm of the parameters the step started from.
+      measures: what else of the iterate a stop rule looks at, by name (see
+        ``_stop/measures``).
       moved: whether any entry of the parameters changed.
       slope: the real inner product of gradient and update, negative downhill.
       decrement: the decrease that the optax rule expects, where its state tells it.
@@ -69,8 +70,7 @@ class Info(NamedTuple):
     learning_rate: Any = None
     aux: Any = None
     evaluations: Any = None
-    grad_max: Any = None
-    params_norm: Any = None
+    measures: Any = None
     moved: Any = None
     slope: Any = None
     decrement: Any = None
@@ -143,6 +143,8 @@ def descent_step(
             fine = jnp.isfinite(seen) & jnp.isfinite(grad_norm)
             absorbed = ~fine & absorbs(fine, updates, opt_state, state.opt_state)
 
+        iterate = Seen(params, seen_grad, dtype, norm)
+
         def wants(name, compute):
             return jax.lax.stop_gradient(compute()) if name in wanted else None
 
@@ -167,8 +169,11 @@ def descent_step(
                 "evaluations",
                 lambda: (0 if reuse else 1 + apart) + trial_points(opt_state),
             ),
-            grad_max=wants("grad_max", lambda: _tree.largest(seen_grad, dtype)),
-            params_norm=wants("params_norm", lambda: norm(params, dtype)),
+            measures={
+                name: jax.lax.stop_gradient(measure(iterate))
+                for name, measure in MEASURES.items()
+                if name in wanted
+            },
             moved=wants("moved", lambda: was_moved(absorbed)),
             slope=wants("slope", lambda: _tree.dot(grad, updates, dtype)),
             decrement=wants("decrement", lambda: decrease_expected(opt_state, dtype)),

@@ -106,4 +106,6 @@ class Check(NamedTuple):
     @staticmethod
     def like(dtype) -> "Check":
         number = jax.ShapeDtypeStruct((), dtype)
-        return Check(jax.ShapeDtypeStruct((), jnp.int32), *[number] * 6)
+        return Check(
+            jax.ShapeDtypeStruct((), jnp.int32), *[number] * (len(Check._fields) - 1)
+        )
