@@ -15,7 +15,7 @@ from jax import lax
 from jaxgd import _tree
 from jaxgd._loop.parts import Parts
 from jaxgd._result.curvature import extend_met, promised
-from jaxgd._result.history import Record, extend
+from jaxgd._result.history import Record, extend, side_by_side
 from jaxgd._stop.status import Check, Status
 
 
@@ -64,10 +64,14 @@ def remember(parts: Parts, state, infos, count, watch=()) -> Run:
     history = run.history
     if history.step.shape[0]:
         steps = state.step + up_to(infos.value.shape[0])
-        rates = rates_of(parts, steps, infos)
-        columns = [infos.value, infos.grad_norm, rates, infos.update_norm]
-        numbers = jnp.stack(jnp.broadcast_arrays(*columns), axis=-1)
-        numbers = lax.stop_gradient(numbers).astype(history.numbers.dtype)
+        columns = {
+            "value": infos.value,
+            "grad_norm": infos.grad_norm,
+            "learning_rate": rates_of(parts, steps, infos),
+            "update_norm": infos.update_norm,
+            **infos.measures,
+        }
+        numbers = side_by_side(columns, history.numbers.dtype)
         history = extend(history, steps, numbers, count)
     arrived = run.arrived
     if arrived:

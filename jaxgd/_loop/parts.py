@@ -23,6 +23,7 @@ from jaxgd._loop.plan import (
     rate_of,
 )
 from jaxgd._loop.step import State, descent_step
+from jaxgd._result.history import COLUMNS
 from jaxgd._rows.order import next_epoch_end
 from jaxgd._rows.resident import chunk_size, pass_key, resident
 from jaxgd._rules.absorb import make_absorbs
@@ -147,7 +148,7 @@ def _wanted(spec: Spec, rule, kind: Kind, params, told: bool) -> frozenset:
     needs = needs_of(spec, rule, params)
     wanted = set(needs)
     if spec.history_rows:
-        wanted.add("update_norm")
+        wanted |= {"update_norm", *MEASURES.keys() & COLUMNS}
         if told:  # the rate, by the state of the rule
             wanted.add("learning_rate")
     if spec.has_aux and spec.batch_size is None:

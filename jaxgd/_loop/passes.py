@@ -25,7 +25,7 @@ from jaxgd._loop.memory import (
     remember,
 )
 from jaxgd._loop.parts import Full, Parts
-from jaxgd._result.history import extend
+from jaxgd._result.history import extend, side_by_side
 from jaxgd._stop.measures import MEASURES
 from jaxgd._stop.status import Check, Status
 
@@ -160,9 +160,14 @@ def absorb(parts: Parts, now: Progress, full: Full, due, limit) -> tuple[End, Pr
             **full.measures,
         )
         judged, code = judged_if(~lost, parts, run.watch, seen, None)
-        row = jnp.stack(
-            [full.value, full.grad_norm, rates_of(parts, state.step - 1, None), change]
-        )
+        columns = {
+            "value": full.value,
+            "grad_norm": full.grad_norm,
+            "learning_rate": rates_of(parts, state.step - 1, None),
+            "update_norm": change,
+            **full.measures,
+        }
+        row = side_by_side(columns, run.checks.numbers.dtype)
         absorbed = replace(
             run,
             evaluations=run.evaluations + 1,

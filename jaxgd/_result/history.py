@@ -34,6 +34,9 @@ class History(NamedTuple):
     update_norm: Any
 
 
+COLUMNS = History._fields[1:]
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Record:
@@ -41,7 +44,7 @@ class Record:
 
     count: Any  # int32
     step: Any  # int32[rows]
-    numbers: Any  # float[rows, 4]: value, grad_norm, learning_rate, update_norm
+    numbers: Any  # float[rows, columns], in the order of COLUMNS
 
 
 def empty_record(rows: int, dtype) -> Record:
@@ -49,8 +52,16 @@ def empty_record(rows: int, dtype) -> Record:
     return Record(
         jnp.int32(0),
         jnp.full((rows,), -1, jnp.int32),
-        jnp.full((rows, 4), jnp.nan, dtype),
+        jnp.full((rows, len(COLUMNS)), jnp.nan, dtype),
     )
+
+
+def side_by_side(columns: dict[str, Any], dtype) -> jax.Array:
+    """Columns by name as rows of a record, float[..., columns]; NaN where none is."""
+    nan = jnp.full((), jnp.nan, dtype)
+    found = [columns.get(name, nan) for name in COLUMNS]
+    numbers = jnp.stack(jnp.broadcast_arrays(*found), axis=-1)
+    return jax.lax.stop_gradient(numbers).astype(dtype)
 
 
 def stride(count, rows: int) -> jax.Array:
@@ -63,7 +74,7 @@ def extend(record: Record, steps, numbers, count) -> Record:
     """The record with the first ``count`` of the offered rows.
 
     Args:
-      steps: int32[K]; numbers: float[K, 4]; count: int32, at most K.
+      steps: int32[K]; numbers: float[K, columns]; count: int32, at most K.
     """
     rows = record.step.shape[0]
     if rows == 0:
@@ -87,7 +98,8 @@ def extend(record: Record, steps, numbers, count) -> Record:
 
 def history_of(record: Record) -> History:
     """The columns of a record, unused rows included."""
-    return History(record.step, *(record.numbers[..., i] for i in range(4)))
+    columns = (record.numbers[..., i] for i in range(len(COLUMNS)))
+    return History(record.step, *columns)
 
 
 def trimmed(history: History) -> History:
