@@ -335,7 +335,14 @@ def test_rates_as_lanes_of_exact_steps_within_jit():
     np.testing.assert_allclose(together, [run(rate) for rate in rates], rtol=1e-5)
 
 
-@pytest.mark.parametrize("how", ["alone", "map", "vmap", "vmap of jit", "jit of vmaps"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        *("alone", "map", "vmap"),
+        pytest.param("vmap of jit", marks=pytest.mark.full),
+        pytest.param("jit of vmaps", marks=pytest.mark.full),
+    ],
+)
 def test_work_follows_the_steps_taken(how):
     """Not the limit, nor the size of a chunk: the evaluations are counted."""
     seen = []
