@@ -1079,7 +1079,8 @@ HOSTILE = {
     "list": (lambda *_: "[]", "the manifest is no JSON object"),
     "deep": (deep(100_000), "RecursionError"),
     "deep_tree": (deep_tree(20_000), "RecursionError"),
-    "less_deep_tree": (deep_tree(700), "RecursionError"),
+    # Python 3.12 has a frame less for each level, and reads on to the end.
+    "less_deep_tree": (deep_tree(700), "RecursionError|does not hold all leaves"),
     "huge_number": (lambda *_: '{"version": ' + "9" * 10_000 + "}", "damaged"),
     "leaves_object": (setting({}, "leaves"), "'leaves' in its manifest is no list"),
     "leaf_number": (setting(3, "leaves", 1), "leaf 1 is no JSON object"),
