@@ -137,23 +137,15 @@ def _run(spec: Spec, names, seeds, numbers: Numbers, values, limit):
             numbers = _with(numbers, name, place, value)
         return go_together(spec, numbers, start(spec, numbers), limit)
 
-    shape = tuple(jax.tree.leaves(value)[0].shape[0] for value in values)
-
-    def flat(value, axis):
-        """The values of one axis, as one for each setting of the grid."""
-        alone = [n if i == axis else 1 for i, n in enumerate(shape)]
-        rest = value.shape[1:]
-        grid = jnp.broadcast_to(value.reshape(*alone, *rest), (*shape, *rest))
-        return grid.reshape(-1, *rest)
-
-    settings = [jax.tree.map(partial(flat, axis=i), v) for i, v in enumerate(values)]
-    none, every = Numbers(*[None] * len(Numbers._fields)), lane
-    if seeds > 1:  # an axis of its own: rows are read once for all settings
+    none = Numbers(*[None] * len(Numbers._fields))
+    every = lane
+    if seeds > 1:
         every = jax.vmap(every, (none._replace(key=0), *[None] * len(names)))
-    if not names:
-        return every(numbers)
-    found = jax.vmap(every, (none, *[0] * len(names)))(numbers, *settings)
-    return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), found)
+    for i in reversed(range(len(names))):
+        every = jax.vmap(
+            every, (none, *(0 if j == i else None for j in range(len(names))))
+        )
+    return every(numbers, *values)
 
 
 def _with(numbers: Numbers, name, place, value) -> Numbers:
