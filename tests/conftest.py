@@ -31,8 +31,9 @@ _CACHE = pytest.StashKey[str]()
 def pytest_configure(config):
     """Most of the time was XLA optimizing programs that run once.
 
-    It does next to nothing now, but for all tests and for those marked ``optimized``.
-    Here is early enough: JAX reads the flags where it finds devices.
+    It does next to nothing where the marker expression has a "not"; ``-m ''`` and
+    ``-m optimized`` run the programs that users have. Here is early enough: JAX reads
+    the flags where it finds devices.
     """
     flags = []
     if version("jaxlib").startswith(("0.10.", "0.11.")):  # later ones do not know it

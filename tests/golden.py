@@ -1,4 +1,4 @@
-"""Bits of 40 calls and of their cuts, to prove that a redesign changed none.
+"""Bits of 38 calls and of their cuts, to prove that a redesign changed none.
 
     python -m tests.golden [--write]
 

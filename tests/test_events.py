@@ -78,3 +78,9 @@ def test_a_look_moves_nothing():
     none = np.zeros(SIZE, bool)
     event = event_of(now, turn, codes, none, np.True_, True, SIZE)
     assert (event.goal, event.verdict, event.counts) == (STEP, HELD, False)
+    # With a key the last look is another evaluation than that which the rule saw.
+    now.verdict = np.int32(HELD)
+    event = event_of(now, turn, none * 1, ~none, np.True_, False, SIZE)
+    assert (event.goal, event.verdict) == (STEP - 1, Status.DIVERGED)
+    now.verdict = np.int32(Status.DIVERGED)
+    assert event_of(now, turn, none * 1, ~none, np.True_, False, SIZE).goal == STEP

@@ -566,3 +566,32 @@ def test_a_schedule_may_begin_with_a_rate_of_zero():
         max_steps=8,
     )
     assert np.isnan(wrapped.history.learning_rate).all()
+
+
+def test_a_run_that_has_ended_goes_on_with_all_rows():
+    """It took the verdict of its last check of mini-batches for one of its own."""
+    rule = jaxgd.gradient_norm(rtol=0.3)
+    run = lambda **kw: jaxgd.minimize(
+        least_squares, ZERO, (X, Y), learning_rate=0.02, stop=rule, history_rows=0, **kw
+    )
+    ended = run(batch_size=5, max_steps=500)
+    assert ended.status == Status.GRADIENT_SMALL
+    later = run(state=ended.state, max_steps=500)
+    assert later.steps - ended.steps < 20
+
+
+def test_other_checks_begin_with_a_change_of_their_own():
+    """Not with that since the ``params`` of the call, which are structure alone."""
+    run = lambda params, **kw: jaxgd.minimize(
+        least_squares,
+        params,
+        (X, Y),
+        learning_rate=0.01,
+        stop=jaxgd.params_change(1e-6),
+        history_rows=0,
+        **kw,
+    )
+    state = run(ZERO, max_steps=5).state
+    for params in (ZERO, ZERO + 1e4):
+        found = run(params, state=state, batch_size=5, epochs=1)
+        assert np.isnan(found.state.run.seen.update_norm)

@@ -17,6 +17,7 @@ from jaxgd import _tree
 from jaxgd._call.arguments import checked, tried
 from jaxgd._call.arrays import refuse_stream
 from jaxgd._call.call import OPTIONS, Call, call_of
+from jaxgd._call.rules import check_hyperparams
 from jaxgd._checks import describe, fit_32_bits, whole
 from jaxgd._loop.cause import BAD, explained
 from jaxgd._loop.outcome import finished
@@ -178,6 +179,7 @@ def _first_of(over, call: Call, seeds) -> tuple[dict[str, Any], Call]:
         raise TypeError(f"over must be a dict, got {describe(over)}: {fix}.")
     if not over and seeds == 1:
         raise ValueError(f"over must name what differs, got {{}}: {fix}.")
+    check_hyperparams(call.hyperparams)
     values, first, hyperparams = {}, {}, dict(call.hyperparams or {})
     for name, stacked in over.items():
         if not isinstance(name, str):
@@ -201,7 +203,7 @@ def _first_of(over, call: Call, seeds) -> tuple[dict[str, Any], Call]:
             continue
         if name in _ALMOST:
             raise ValueError(f"over has {name!r}: did you mean {_ALMOST[name]}?")
-        if name in OPTIONS and name != "learning_rate":
+        if name in ("fun", "data", *OPTIONS) and name != "learning_rate":
             raise ValueError(
                 "over must name learning_rate, a hyperparameter, params or args, got "
                 f"{name!r}: it is one for all lanes; call sweep for each."

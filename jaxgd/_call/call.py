@@ -1,7 +1,8 @@
 """The arguments of a call by name, with what they are where they are left out.
 
-This room owns the defaults: ``minimize`` and the drivers that take all of its arguments
-make a ``Call`` of theirs, and everything after that reads the ``Call``.
+``minimize`` and the drivers that take all of its arguments make a ``Call`` of theirs,
+and everything after that reads the ``Call``. The signature of ``minimize`` shows the
+same defaults to the reader; a test compares the two.
 """
 
 import difflib

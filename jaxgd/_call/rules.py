@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,7 @@ def with_rule(call: Call) -> Call:
 
 
 def _update_rule(learning_rate, optimizer, hyperparams) -> None:
-    _check_hyperparams(hyperparams)
+    check_hyperparams(hyperparams)
     if optimizer is None:
         if hyperparams:
             raise ValueError(
@@ -70,7 +71,8 @@ def _update_rule(learning_rate, optimizer, hyperparams) -> None:
         _check_rate(learning_rate)
 
 
-def _check_hyperparams(hyperparams) -> None:
+def check_hyperparams(hyperparams: Any) -> None:
+    """Refuses what are no arguments of a factory by name."""
     if hyperparams is None:
         return
     if not isinstance(hyperparams, dict):

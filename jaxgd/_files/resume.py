@@ -107,6 +107,9 @@ def _begun(spec: Spec, numbers: Numbers, state) -> State:
 def _with_all_fields(state: State, fresh: State) -> State:
     """``state`` with the fields of its run that it lacks, out of ``fresh``."""
     run = _filled(state.run, fresh.run)
+    if state.run.anchor is None and fresh.run.anchor is not None:
+        # No check has been from which a change could be measured.
+        run = replace(run, watch=fresh.run.watch, seen=fresh.run.seen)
     # A rule without a name (of layout 1) is taken for that of this call: numbers and
     # form of the memory must still be the same.
     old, new = run.rule, fresh.run.rule

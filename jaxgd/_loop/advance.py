@@ -2,8 +2,9 @@
 
 A chunk runs unguarded and is judged afterwards by what its steps saw. If something
 happened in it (a stop rule held, a number was not finite), the chunk is dropped and run
-again up to the iterate in question: that costs at most one chunk a run, while freezing
-finished steps would cost a selection over all parameters in every step. On a GPU a
+again up to the iterate in question: that costs about a chunk (where the last good
+iterate lies before it, the way from the entry once more), while freezing finished steps
+would cost a selection over all parameters in every step. On a GPU a
 traced trip count would ask the host at every step, so there full chunks are scans of
 static length.
 """
@@ -12,7 +13,6 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
-import jax.custom_batching
 import jax.numpy as jnp
 from jax import lax
 
@@ -28,7 +28,7 @@ from jaxgd._loop.memory import (
     up_to,
 )
 from jaxgd._loop.parts import Parts
-from jaxgd._stop.status import Check, Status
+from jaxgd._stop.status import Check, Status, succeeded
 
 # Steps of the first chunk of batch descent on a CPU; see ``first_chunk``.
 _FIRST_CHUNK = 16
@@ -170,7 +170,8 @@ def event_of(now: Progress, turn: Turn, codes, bad, finite, may_hold, size) -> E
       codes: int32[size], what the stop rule says at the iterate each step saw.
       bad: bool[size], whether that is not finite.
       finite: whether the iterate after the last step is.
-      may_hold: whether the stop rule is asked, besides the look at the goal.
+      may_hold: whether a rule that holds may end the run here: always but in the last
+        look of an objective with a key.
       size: the most steps that a chunk may take.
     """
     step, count = now.state.step, turn.count
@@ -179,7 +180,9 @@ def event_of(now: Progress, turn: Turn, codes, bad, finite, may_hold, size) -> E
     held_at = first_true(live & (codes != Status.RUNNING))
     bad_at = first_true(live & bad)
     held = undecided & may_hold & (held_at < jnp.minimum(bad_at, count))
-    lost = undecided & ~held & (bad_at < count)
+    # An objective with a key may be finite for the rule, and not in the last look.
+    open_ = undecided | (turn.looks & succeeded(now.verdict))
+    lost = open_ & ~held & (bad_at < count)
     calm = ~turn.looks & ~held & ~lost & (count > 0)
     # No step saw the iterate that is not finite: look for it in shorter chunks.
     blown = calm & ~finite & (count == 1)
@@ -197,7 +200,7 @@ def event_of(now: Progress, turn: Turn, codes, bad, finite, may_hold, size) -> E
 
 
 def settle(parts: Parts, now: Progress, start, turn: Turn, infos, judged, finite):
-    """The run after a chunk, and whether it goes back to its entry.
+    """The run after a chunk.
 
     Args:
       now: the run before the chunk, without what grows with the parameters.
@@ -208,7 +211,8 @@ def settle(parts: Parts, now: Progress, start, turn: Turn, infos, judged, finite
       finite: whether the parameters after the last step are.
 
     Returns:
-      (now, back, counts): without what grows with the parameters.
+      (now, back, counts): the run, without what grows with the parameters; whether it
+      goes back to its entry; whether the chunk counts.
     """
     state, run, (watch, codes, checks) = now.state, now.state.run, judged
     may_hold = ~turn.looks | parts.judge_at_limit

@@ -8,7 +8,6 @@ without changing a bit; lanes of ``vmap`` share it.
 from dataclasses import replace
 
 import jax
-import jax.custom_batching
 import jax.numpy as jnp
 from jax import lax
 

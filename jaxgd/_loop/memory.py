@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import jax.custom_batching
 import jax.numpy as jnp
 from jax import lax
 
@@ -36,7 +35,7 @@ class Run:
     watch: Any  # memory of the stop rule, () without one
     rule: Any  # identity of that rule: (fingerprint, its numbers)
     arrived: Any  # of the step that led here: norm of its update, whether it moved
-    met: Any  # Met as an array: the curvature along the steps; () with mini-batches
+    met: Any  # Met as an array: curvature along the steps; () with batches or keys
     status: Any  # int32: what the rule said at step `checked`
     checked: Any  # int32: step of the last full check, -1 before the first
     seen: Any  # Check: what that check saw

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.custom_batching
 import jax.numpy as jnp
 import optax
 
@@ -144,7 +143,7 @@ def kind_of(spec: Spec, opt_state) -> Kind:
 
 
 def _wanted(spec: Spec, rule, kind: Kind, params, told: bool) -> frozenset:
-    """The names in ``Info`` that a step has to fill in."""
+    """What a step is asked for: fields of ``Info``, measures, and "precise" norms."""
     needs = needs_of(spec, rule, params)
     wanted = set(needs)
     if spec.history_rows:

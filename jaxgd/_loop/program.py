@@ -161,7 +161,7 @@ def _go(spec: Spec, numbers: Numbers, state: State, limit) -> Outcome:
 def taken_up(spec: Spec, numbers: Numbers, state: State, limit):
     """``state`` with the memory of this call's rule, and the step to reach."""
     rule = stop_rule(spec, numbers)
-    run = _same_rule_or_fresh(state, rule, numbers)
+    run = _same_rule_or_fresh(spec, state, rule, numbers)
     if spec.n is not None:
         given = spec.n, spec.batch_size, spec.strata, numbers.mark
         run = replace(run, rows=place_taken_up(run.rows, state.step, *given))
@@ -195,7 +195,7 @@ def _seen_again(spec: Spec, numbers: Numbers, state: State):
     )
 
 
-def _same_rule_or_fresh(state: State, rule, numbers: Numbers) -> Run:
+def _same_rule_or_fresh(spec: Spec, state: State, rule, numbers: Numbers) -> Run:
     """The run's memory, forgotten where another stop rule wrote it."""
     run = state.run
     if rule is None:
@@ -208,13 +208,15 @@ def _same_rule_or_fresh(state: State, rule, numbers: Numbers) -> Run:
     same = print_ == name
     for a, b in zip(old, numbers.stop, strict=True):
         same = same & jnp.all(jnp.asarray(a) == jnp.asarray(b))
+    # Batch descent looks at the iterate again, and has no check to go by.
+    holds = spec.batch_size is not None and _holds_still(rule, run)
     return replace(
         run,
         watch=_tree.either(same, run.watch, fresh),
         seen=_tree.either(same, run.seen, unseen(numbers.params)),
         rule=(name, tuple(numbers.stop)),
         status=jnp.where(
-            same & (run.checked == state.step) & _holds_still(rule, run),
+            same & (run.checked == state.step) & holds,
             run.status,
             Status.RUNNING,
         ),

@@ -45,7 +45,7 @@ class State:
 
 
 class Info(NamedTuple):
-    """What one step saw; fields that nobody asked for are None.
+    """What one step saw; fields that nobody asked for are None, measures left out.
 
     Attributes:
       value: the objective at the parameters the step started from, on its batch.

@@ -1,7 +1,8 @@
 """What is measured of an iterate for stop rules, beside its value and gradient norm.
 
 One table serves the steps of batch descent and the passes over all rows. A name in it
-is that of a field of ``Check``; what no rule looks at is not computed.
+is that of a field of ``Check``. Steps compute what a rule looks at (and the norm of the
+parameters, for the judge), a full pass computes all.
 """
 
 from collections.abc import Callable
