@@ -327,7 +327,8 @@ def test_conjugate_pairs_are_newtons_method(x64):
     )
     value, grad = jax.value_and_grad(fun)(x)
     updates, state = rule.update(grad, state, x, value=value, grad=grad, value_fn=fun)
-    np.testing.assert_allclose(x + updates, 0, atol=1e-10)
+    # The condition is 1e7, and rounding 1e-16 times that.
+    np.testing.assert_allclose(x + updates, 0, atol=1e-9)
     assert state.decrement == pytest.approx(float(value) - 3.0, rel=1e-10)
     assert state.trust == pytest.approx(1.0)
     assert state.num_linesearch_steps == 1
