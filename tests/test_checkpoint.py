@@ -317,11 +317,14 @@ def resume_here(path, target, name):
 
 
 def in_another_process(code, *arguments, python=sys.executable, **settings):
+    # The XLA of another version may not know the flags of this one.
+    own = {} if python == sys.executable else {"XLA_FLAGS": ""}
     return subprocess.run(
         [python, "-W", "ignore", "-c", code, *map(str, arguments)],
         cwd=HERE,
         env={
             **os.environ,
+            **own,
             "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]),
         },
         check=True,
