@@ -18,11 +18,13 @@ class Unreadable(ValueError):
 
 
 def require(condition, what) -> None:
+    """An error of the archive unless ``condition``, with ``what`` is wrong."""
     if not condition:
         raise Unreadable(what)
 
 
 def first_line(error) -> str:
+    """An exception in a few words."""
     text = f"{type(error).__name__}: {error}".splitlines()[0]
     return text[:100].rstrip(".: ")
 
@@ -78,11 +80,13 @@ def content_of(archive, member) -> bytes:
 
 
 def as_object(part, what) -> dict:
+    """``part`` of a manifest, which has to be a JSON object."""
     require(type(part) is dict, f"{what} is no JSON object")
     return part
 
 
 def typed(part: dict, name, kind) -> Any:
+    """The value of a name in a manifest, which has to be of just this type."""
     value = part.get(name)
     # bool is an int to isinstance, not here.
     require(type(value) is kind, f"{name!r} in its manifest is no {kind.__name__}")

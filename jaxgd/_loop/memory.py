@@ -123,6 +123,7 @@ def _lines(parts: Parts, state, infos):
 
 
 def rates_of(parts: Parts, steps, told):
+    """The learning rates of these steps, else what ``told`` has, else NaN."""
     if parts.rate is not None:
         return lax.stop_gradient(parts.rate(steps))
     rates = getattr(told, "learning_rate", None)
@@ -130,6 +131,7 @@ def rates_of(parts: Parts, steps, told):
 
 
 def change_since_check(params, run: Run):
+    """The norm of the change of the parameters since the last check, else NaN."""
     dtype = _tree.real_dtype(params)
     change = _tree.norm(_tree.subtract(params, run.anchor), dtype)
     return jnp.where(run.watch.started, change, jnp.nan)

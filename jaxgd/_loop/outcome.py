@@ -75,6 +75,7 @@ def outcome_of(spec: Spec, numbers: Numbers, rule, end: End, limit) -> Outcome:
 
 
 def end_of_scan(spec: Spec, parts: Parts, full, state: State, steps: int) -> End:
+    """The end of a run of a fixed number of steps."""
     state, status = run_exactly(parts, state, steps)
     wanted = parts.final_evaluation
     nan = jnp.full((), jnp.nan, _tree.real_dtype(state.params))

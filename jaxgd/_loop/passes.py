@@ -25,7 +25,6 @@ from jaxgd._loop.memory import (
 )
 from jaxgd._loop.parts import Full, Parts
 from jaxgd._result.history import extend, side_by_side
-from jaxgd._stop.measures import MEASURES
 from jaxgd._stop.status import Check, Status
 
 
@@ -47,8 +46,7 @@ def run_to(parts: Parts, state, limit) -> End:
         return _run_with_passes(parts, now, limit)
     now = advance(parts, now)
     seen = now.seen
-    measures = {name: getattr(seen, name) for name in MEASURES}
-    full = Full(seen.value, seen.grad_norm, measures, now.aux)
+    full = Full(seen.value, seen.grad_norm, aux=now.aux)
     status = jnp.where(now.verdict == Status.RUNNING, Status.MAX_STEPS, now.verdict)
     return End(now.state, status, full, now.watch, seen, jnp.int32(1))
 

@@ -282,10 +282,12 @@ def _spread_out(x) -> bool:
 
 
 def listed(paths):
+    """The paths, with or without names."""
     return paths.values() if isinstance(paths, dict) else paths
 
 
 def new_axes():
+    """Axes of a figure of their own; without Matplotlib an error that says so."""
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:

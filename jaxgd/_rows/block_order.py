@@ -58,6 +58,7 @@ class Order(NamedTuple):
 
 
 def window_rows(order: Order, count, step) -> np.ndarray:
+    """The rows that ``count`` steps from ``step`` on take."""
     step = np.int32(step)
     (words, impl), *sizes, since = order
     return np.asarray(_rows(words, impl, *sizes, count, step, since))
@@ -101,6 +102,7 @@ def mixed_rows(stream: "Stream", order: Order, step) -> np.ndarray:
 
 
 def block_range(stream: "Stream", block) -> tuple[int, int]:
+    """The first row of a block, and the one behind its last."""
     start = int(block) * stream.block_rows
     return start, min(stream.n, start + stream.block_rows)
 

@@ -15,15 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgd import _tree
-from jaxgd._checks import describe, short
+from jaxgd._checks import LAST_STEP, describe, short
 from jaxgd._rows.sample import sample_places
 from jaxgd._tree import dtype_of
 
 if TYPE_CHECKING:
     from jaxgd._rows.stream import Stream
-
-
-_MOST_ROWS = 2**31 - 1
 
 
 class StreamError(RuntimeError):
@@ -214,7 +211,8 @@ def _check_leaf(name, array) -> None:
 
 
 def form_of_leaves(treedef, arrays, n) -> Form:
-    if not 1 <= n <= _MOST_ROWS:
+    """The form of rows in these arrays, ``n`` of them; or an error."""
+    if not 1 <= n <= LAST_STEP:
         raise ValueError(
             f"source must have 1 to 2**31 - 1 rows, got {n}: pass "
             f"{'fewer' if n else 'more'} rows."
@@ -248,7 +246,7 @@ def form_of_blocks(source, rows: int | None) -> tuple[Form, list, list]:
                     f"source must yield arrays, block {index} is {block!r}: yield "
                     "pytrees of arrays."
                 )
-            form = form_of_leaves(treedef, leaves, _MOST_ROWS)
+            form = form_of_leaves(treedef, leaves, LAST_STEP)
         leaves, complaint = leaves_like(form, block)
         if complaint:
             raise ValueError(f"source: block {index} {complaint}.")
